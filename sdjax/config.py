@@ -5,7 +5,10 @@ Stable Diffusion 1.5.
 """
 
 import dataclasses
+import typing
 from typing import Any, Literal
+
+from sdjax.errors import SdjaxError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
@@ -170,3 +173,28 @@ class ModelConfig:
 def to_json(config: Any) -> Any:
     """Turns a config into plain dicts, lists, numbers and strings."""
     return dataclasses.asdict(config)
+
+
+def from_json(data: Any, cls: Any = ModelConfig) -> Any:
+    """Builds the config `cls` from what `to_json` gave.
+
+    Raises:
+        SdjaxError: if `data` has a key that `cls` lacks, or is no JSON object.
+    """
+    if not isinstance(data, dict):
+        raise SdjaxError(f"{cls.__name__} must be a JSON object, not {data!r:.80}")
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise SdjaxError(f"{cls.__name__} has no field {unknown[0]!r}")
+    return cls(**{name: _restore(value, fields[name]) for name, value in data.items()})
+
+
+def _restore(value: Any, annotation: Any) -> Any:
+    """Undoes what JSON does to one field: nested configs and tuples."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict):
+        options = [annotation, *typing.get_args(annotation)]
+        return from_json(value, next(o for o in options if dataclasses.is_dataclass(o)))
+    return value

@@ -32,7 +32,7 @@ class Conditioning(NamedTuple):
     """
 
     context: Context | None = None
-    vector: Shaped[Array, "b *v"] | None = None
+    vector: Shaped[Array, "b ..."] | None = None
     concat: Latent | None = None
     residuals: tuple[Latent, ...] | None = None
     guidance: Float[Array, "b g"] | None = None

@@ -1,0 +1,1 @@
+"""The command `sdjax`: argument parsing and printing."""

@@ -1,0 +1,191 @@
+"""`sdjax generate`: prompts in, PNGs with their recipes out."""
+
+import argparse
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sdjax
+from sdjax.errors import SdjaxError
+from sdjax.pipeline import DEFAULT_SAMPLER, default_dtype
+from sdjax.recipe import (
+    Recipe,
+    check_writable,
+    read_recipe,
+    save_numbered_png,
+    save_png,
+)
+
+DEFAULTS = {
+    "seed": 0,
+    "num_inference_steps": 30,
+    "guidance_scale": 7.5,
+    "guidance_rescale": 0.0,
+    "clip_skip": 0,
+}
+_LOADING = ("tokenizer", "variant", "prediction_type")
+_SAMPLING = (
+    "negative_prompt",
+    "seed",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "sampler",
+    "eta",
+    "clip_skip",
+    "dtype",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where images go: into `file`, or into `folder` with numbered names."""
+
+    folder: Path
+    file: Path | None = None
+    prefix: str = ""
+
+    def save(self, image: Any, recipe: Recipe) -> Path:
+        """Writes one image and returns its path."""
+        if self.file is None:
+            return save_numbered_png(self.folder, image, recipe, prefix=self.prefix)
+        save_png(self.file, image, recipe)
+        return self.file
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the images, saves them, and prints their paths."""
+    origin = None if args.source is None else read_recipe(args.source)
+    prompts = args.prompt or ([origin.prompt] if origin else [])
+    if not prompts:
+        raise SdjaxError('no prompt given: sdjax generate "a slice of pizza"')
+    settings = _settings(args, origin)
+    count = len(prompts) * (args.num_images_per_prompt or 1)
+    destination = _destination(args.output, settings["seed"], count)
+    model = _load(settings, args, origin)
+    settings["sampler"] = (
+        settings["sampler"] or model.config.schedule.sampler or DEFAULT_SAMPLER
+    )
+    settings["dtype"] = settings["dtype"] or default_dtype(model)
+    first = origin.image_index if origin else 0
+    saved = 0
+    try:
+        images = sdjax.generate(
+            prompts,
+            model=model,
+            num_images_per_prompt=count // len(prompts),
+            image_indices=range(first, first + count),
+            progress=not args.no_progress and sys.stderr.isatty(),
+            **{name: settings[name] for name in _SAMPLING},
+        )
+        settings["height"], settings["width"] = images.shape[1:3]
+        for row, image in enumerate(images):
+            prompt = prompts[row * len(prompts) // count]
+            recipe = _recipe(settings, model, prompt, first + row)
+            print(destination.save(image, recipe), flush=True)
+            saved += 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{saved} of {count} images saved") from None
+
+
+def _settings(args: argparse.Namespace, origin: Recipe | None) -> dict[str, Any]:
+    """Takes each setting from the command line, else the origin, else the default."""
+    given = vars(args) | {"storage_dtype": args.dtype}
+    settings = {}
+    for name in (*_SAMPLING, *_LOADING, "model", "storage_dtype"):
+        fallback = getattr(origin, name) if origin else DEFAULTS.get(name)
+        settings[name] = fallback if given[name] is None else given[name]
+    if settings["model"] is None:
+        raise SdjaxError(
+            "no model given: pass --model, a diffusers folder, a .safetensors or .ckpt "
+            "file, or an Orbax folder"
+        )
+    return settings
+
+
+def _destination(output: str | None, seed: int, count: int) -> Destination:
+    """Says where images go, and makes sure that they can be written there."""
+    if output is None:
+        destination = Destination(Path(), prefix=f"sdjax-{seed}-")
+    elif Path(output).suffix.lower() == ".png" and not Path(output).is_dir():
+        if count > 1:
+            raise SdjaxError(
+                f"--output {output} is one file for {count} images: give a folder"
+            )
+        destination = Destination(Path(output).parent, file=Path(output))
+    else:
+        destination = Destination(_folder(output))
+    check_writable(destination.folder)
+    return destination
+
+
+def _folder(output: str) -> Path:
+    folder = Path(output)
+    if folder.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):
+        raise SdjaxError(f"--output {output} must end in .png, or be a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SdjaxError(
+            f"cannot make the folder {output}: {error.strerror}"
+        ) from error
+    return folder
+
+
+def _load(
+    settings: dict[str, Any], args: argparse.Namespace, origin: Recipe | None
+) -> sdjax.Model:
+    """Loads the model, and warns if it cannot make the image of `origin` again."""
+    try:
+        model = sdjax.load(
+            settings["model"],
+            dtype=settings["storage_dtype"],
+            **{name: settings[name] for name in _LOADING},
+        )
+    except SdjaxError as error:
+        if origin is None or args.model is not None:
+            raise
+        raise SdjaxError(
+            f"{error} (the model of {args.source}; if it has moved, pass --model)"
+        ) from error
+    if origin is not None:
+        _compare(origin, _recipe(settings, model, "", 0), args.source)
+    return model
+
+
+def _compare(origin: Recipe, here: Recipe, source: str) -> None:
+    if origin.model_hash != here.model_hash:
+        warnings.warn(
+            f"{source} was made by the model {origin.model_hash}, but {here.model} is "
+            f"{here.model_hash}: the image will differ",
+            stacklevel=2,
+        )
+    then = (origin.sdjax, origin.jax, origin.backend)
+    now = (here.sdjax, here.jax, here.backend)
+    if then != now:
+        name = "sdjax {} with JAX {} on {}".format
+        warnings.warn(
+            f"{source} was made by {name(*then)}, and this is {name(*now)}: the image "
+            "may differ by rounding",
+            stacklevel=2,
+        )
+
+
+def _recipe(
+    settings: dict[str, Any], model: sdjax.Model, prompt: str, image_index: int
+) -> Recipe:
+    return Recipe(
+        **settings,
+        prompt=prompt,
+        image_index=image_index,
+        model_hash=model.hash,
+        sdjax=sdjax.__version__,
+        jax=jax.__version__,
+        backend=jax.default_backend(),
+    )

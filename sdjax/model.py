@@ -1,0 +1,140 @@
+"""A model in hand: its config, its parameters and its tokenizers; load and save."""
+
+import dataclasses
+import functools
+import os
+
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from sdjax import parallel, weights
+from sdjax.config import ModelConfig, PredictionType
+from sdjax.errors import SdjaxError
+from sdjax.text import Tokenizer, read_tokenizer_files
+from sdjax.typing import Params
+
+TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What `load` returns and `generate` takes.
+
+    Attributes:
+        config: describes every component.
+        params: by component, "unet", "vae", "text_encoder", "text_encoder_2".
+        tokenizer_files: by component, "tokenizer" and "tokenizer_2", the files of each
+            by name.
+        path: where it was loaded from.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer_files: dict[str, dict[str, bytes]]
+    path: str
+
+    @functools.cached_property
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """One for each text tower, by the tower's name.
+
+        Raises:
+            SdjaxError: if the model came without them.
+        """
+        return {
+            name: self._tokenizer(name, tower.max_length, tower.pad_token_id)
+            for name, tower in self.config.text_encoders.items()
+        }
+
+    def _tokenizer(self, tower: str, max_length: int, pad_token_id: int) -> Tokenizer:
+        files = self.tokenizer_files.get(TOKENIZER_OF[tower])
+        if not files:
+            raise SdjaxError(
+                f"{self.path} has no {TOKENIZER_OF[tower]}: pass tokenizer= (on the "
+                "command line --tokenizer), a folder with vocab.json and merges.txt"
+            )
+        return Tokenizer.from_files(
+            files, max_length=max_length, pad_token_id=pad_token_id
+        )
+
+    def replicated(self, mesh: Mesh) -> Params:
+        """The parameters on every device of `mesh`, copied there once."""
+        if mesh not in self._replicas:
+            self._replicas[mesh] = parallel.replicate(self.params, mesh)
+        return self._replicas[mesh]
+
+    @functools.cached_property
+    def _replicas(self) -> dict[Mesh, Params]:
+        return {}
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, without a file's extension."""
+        name = os.path.basename(os.path.normpath(self.path))
+        return name.removesuffix(".safetensors").removesuffix(".ckpt")
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """What tells this model's weights from others'; reads them all once."""
+        return weights.describe(self.path).hash
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    variant: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    prediction_type: PredictionType | None = None,
+) -> Model:
+    """Loads a Stable Diffusion model; nothing in it is executed.
+
+    Args:
+        path: a diffusers folder, a single file in the original layout
+            (.safetensors or .ckpt), or a folder that `save` wrote with Orbax.
+        dtype: to store the parameters in; None keeps the file's own.
+        variant: of a diffusers folder's weight files, as "fp16".
+        tokenizer: folder of a CLIP tokenizer, for models that come without one.
+        prediction_type: for single files of SD 2, whose tensors do not tell.
+
+    Raises:
+        SdjaxError: if the path is no such model, or is damaged.
+    """
+    path = os.fspath(path)
+    checkpoint = weights.read(
+        path, dtype=dtype, variant=variant, prediction_type=prediction_type
+    )
+    files = dict(checkpoint.tokenizers)
+    if tokenizer is not None:
+        given = read_tokenizer_files(tokenizer)
+        files.update(
+            {TOKENIZER_OF[name]: given for name in checkpoint.config.text_encoders}
+        )
+    return Model(checkpoint.config, checkpoint.params, files, path)
+
+
+def save(
+    model: Model,
+    path: str | os.PathLike,
+    *,
+    format: weights.Format = "diffusers",
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Writes a model whole or not at all; never over what is there.
+
+    Args:
+        model: as `load` returned it.
+        path: of a new folder, or of a new file for "single-file".
+        format: "diffusers", "single-file" (the original layout) or "orbax".
+        dtype: to store the parameters in; None keeps theirs.
+
+    Raises:
+        SdjaxError: if the path exists or cannot be written.
+    """
+    weights.write(
+        os.fspath(path),
+        model.config,
+        model.params,
+        model.tokenizer_files,
+        format=format,
+        dtype=dtype,
+    )

@@ -1,0 +1,224 @@
+"""Attention, plain and in query chunks, and the transformer inside the U-Net.
+
+softmax(scale · q kᵀ) v, Vaswani et al. 2017, eq. 1, arXiv:1706.03762; softmax in
+float32. The chunked form computes the same rows a few at a time, as in Rabe & Staats
+2021, arXiv:2112.05682, without their split over keys.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sdjax.models.layers import GroupNorm
+from sdjax.typing import Context
+
+Queries = Float[Array, "b l n k"]
+Keys = Float[Array, "b s n k"]
+
+CPU_SCORE_BYTES = 16 * 2**20
+"""Largest float32 score matrix held at once on a CPU: near its last-level cache."""
+SCORE_BYTES = 256 * 2**20
+"""The same elsewhere: larger, for the steps run one after another."""
+MIN_CHUNK = 64
+"""Fewest query rows of a chunk: thinner ones starve the matrix unit."""
+
+
+def attention(
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Queries:
+    """Attends from `q` to `k` and `v`, plain or chunked by shapes and platform alone.
+
+    `scale` is by default head_size^−0.5. With `causal`, row i sees keys 0…i.
+    """
+
+    def within(score_bytes: int) -> Callable[[Array, Array, Array], Array]:
+        chunk = chunk_size(q.shape, k.shape[1], score_bytes)
+        if chunk == q.shape[1]:
+            return partial(plain_attention, scale=scale, causal=causal)
+        return partial(chunked_attention, chunk=chunk, scale=scale, causal=causal)
+
+    if chunk_size(q.shape, k.shape[1], CPU_SCORE_BYTES) == q.shape[1]:
+        return plain_attention(q, k, v, scale=scale, causal=causal)
+    return jax.lax.platform_dependent(
+        q, k, v, cpu=within(CPU_SCORE_BYTES), default=within(SCORE_BYTES)
+    )
+
+
+def chunk_size(shape: tuple[int, ...], keys: int, score_bytes: int) -> int:
+    """Gives the query rows of a chunk, of queries [B, L, N, K] and that many keys.
+
+    Chunks are of even size, and at least `MIN_CHUNK` rows where that is possible.
+    """
+    B, L, N, _ = shape
+    rows = max(score_bytes // (4 * B * N * keys), MIN_CHUNK)
+    return -(-L // -(-L // rows))
+
+
+def plain_attention(
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Queries:
+    """Attends with the whole score matrix in memory."""
+    return _attend(q, k, v, jnp.arange(q.shape[1]) if causal else None, scale)
+
+
+def chunked_attention(
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    *,
+    chunk: int,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Queries:
+    """Attends with the scores of `chunk` query rows in memory, also backwards."""
+    B, L, N, K = q.shape
+    count = -(-L // chunk)
+    padded = jnp.pad(q, ((0, 0), (0, count * chunk - L), (0, 0), (0, 0)))
+    chunks = padded.reshape(B, count, chunk, N, K).swapaxes(0, 1)
+    # [count, B, chunk, N, K]
+    rows = jnp.arange(count * chunk).reshape(count, chunk)
+
+    @jax.checkpoint
+    def attend(q: Array, rows: Array) -> Array:
+        return _attend(q, k, v, rows if causal else None, scale)
+
+    out = jax.lax.map(lambda pair: attend(*pair), (chunks, rows))
+    return out.swapaxes(0, 1).reshape(B, count * chunk, N, K)[:, :L]
+
+
+def _attend(
+    q: Array, k: Array, v: Array, rows: Array | None, scale: float | None
+) -> Array:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * jnp.einsum(
+        "bqnk,bsnk->bnqs", q, k, preferred_element_type=jnp.float32
+    )
+    if rows is not None:
+        seen = rows[:, None] >= jnp.arange(k.shape[1])[None, :]
+        scores = jnp.where(seen[None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; without bias in the projections, with one in the output."""
+
+    num_heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Context, context: Context) -> Context:
+        """Attends from `x` to `context`, which is `x` in self-attention."""
+        B, L, D = x.shape
+
+        def project(name: str, x: Array) -> Array:
+            h = nn.Dense(D, use_bias=False, dtype=self.dtype, name=name)(x)
+            return h.reshape(B, -1, self.num_heads, D // self.num_heads)  # [B, L, N, K]
+
+        q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
+        h = attention(q, k, v).reshape(B, L, D)  # [B, L, D]
+        return nn.Dense(D, dtype=self.dtype, name="to_out_0")(h)
+
+
+class GEGLU(nn.Module):
+    """value · gelu(gate), exact GELU. Shazeer 2020, arXiv:2002.05202."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Context) -> Context:
+        """Maps [B, L, D] to [B, L, width]."""
+        h = nn.Dense(2 * self.width, dtype=self.dtype, name="proj")(x)
+        value, gate = jnp.split(h, 2, axis=-1)
+        return value * nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Context) -> Context:
+        """Maps [B, L, D] to itself."""
+        D = x.shape[-1]
+        h = GEGLU(4 * D, self.dtype, name="net_0")(x)
+        return nn.Dense(D, dtype=self.dtype, name="net_2")(h)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed forward, each pre-norm and residual."""
+
+    num_heads: int
+    cross_attention_only: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Context, context: Context) -> Context:
+        """Maps tokens [B, H·W, C]; with `cross_attention_only` both attend outward."""
+
+        def norm(name: str, x: Array) -> Array:
+            return nn.LayerNorm(1e-5, self.dtype, use_fast_variance=False, name=name)(x)
+
+        h = norm("norm1", x)
+        source = context if self.cross_attention_only else h
+        x = x + Attention(self.num_heads, self.dtype, name="attn1")(h, source)
+        h = norm("norm2", x)
+        x = x + Attention(self.num_heads, self.dtype, name="attn2")(h, context)
+        return x + FeedForward(self.dtype, name="ff")(norm("norm3", x))
+
+
+class Transformer2D(nn.Module):
+    """Transformer blocks over the H·W positions, around a residual.
+
+    Rombach et al. 2022 (latent diffusion), appendix E.2.1, arXiv:2112.10752.
+    """
+
+    depth: int
+    num_heads: int
+    num_groups: int
+    linear_projection: bool = False
+    cross_attention_only: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Context
+    ) -> Float[Array, "b h w c"]:
+        """Mixes positions with each other and with `context`."""
+        B, H, W, C = x.shape
+
+        def project(name: str, h: Array) -> Array:
+            # A 1×1 convolution is the same product; only its kernel is stored 4-D.
+            if self.linear_projection:
+                return nn.Dense(C, dtype=self.dtype, name=name)(h)
+            return nn.Conv(C, (1, 1), dtype=self.dtype, name=name)(h)
+
+        h = project(
+            "proj_in", GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x)
+        )
+        h = h.reshape(B, H * W, C)  # [B, H*W, C]
+        for i in range(self.depth):
+            h = TransformerBlock(
+                self.num_heads,
+                self.cross_attention_only,
+                self.dtype,
+                name=f"transformer_blocks_{i}",
+            )(h, context)
+        return x + project("proj_out", h.reshape(B, H, W, C))  # [B, H, W, C]

@@ -1,0 +1,260 @@
+"""The U-Net of latent diffusion: one module for every Stable Diffusion network.
+
+Rombach et al. 2022, section 3.2 and 3.3, arXiv:2112.10752; SDXL: Podell et al. 2023,
+arXiv:2307.01952. Levels count from the highest resolution; `temb` is the time
+embedding, `skips` the feature maps on their way to the upward half.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sdjax.config import UNetConfig
+from sdjax.errors import SdjaxError
+from sdjax.models.attention import Transformer2D
+from sdjax.models.layers import (
+    Downsample,
+    FeatureMap,
+    GroupNorm,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+    sinusoidal_embedding,
+)
+from sdjax.typing import Conditioning, Context, Latent
+
+EPSILON = 1e-5
+TimeEmbedding = Float[Array, "b e"]
+
+
+class UNet(nn.Module):
+    """Predicts ε, v or x0 from a noisy latent: a `sdjax.typing.Network`."""
+
+    config: UNetConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Latent, t: Float[Array, " b"], conditioning: Conditioning
+    ) -> Latent:
+        """Predicts from `x` of unit variance at time `t` in [0, 1000).
+
+        `dtype` is that of the computation; the result has the dtype of `x`.
+
+        Raises:
+            SdjaxError: if `conditioning` lacks what `config` needs, holds what it
+                does not take, or has the wrong shape.
+        """
+        config, given = self.config, conditioning
+        check_conditioning(config, x, given)
+        temb = self._embed_time(t, given)
+        context = given.context
+        if context is not None:
+            context = context.astype(self.dtype)
+
+        h = x
+        if given.concat is not None:
+            h = jnp.concatenate([x, given.concat.astype(x.dtype)], axis=-1)
+        h = _conv(config.block_out_channels[0], "conv_in", self.dtype)(h)
+        skips = [h]
+        levels = range(len(config.block_out_channels))
+        for i in levels:
+            block = DownBlock(config, i, self.dtype, name=f"down_blocks_{i}")
+            skips += block(skips[-1], temb, context)
+        h = MidBlock(config, self.dtype, name="mid_block")(skips[-1], temb, context)
+
+        if given.residuals is not None:
+            *downs, mid = _check_residuals(given.residuals, len(skips))
+            skips = [s + r.astype(s.dtype) for s, r in zip(skips, downs, strict=True)]
+            h = h + mid.astype(h.dtype)
+
+        for i in levels:
+            block = UpBlock(config, levels[-1 - i], self.dtype, name=f"up_blocks_{i}")
+            count = config.layers_per_block + 1
+            skips, used = skips[:-count], skips[-count:]
+            h = block(
+                h, used[::-1], temb, context, skips[-1].shape[1:3] if skips else None
+            )
+        h = GroupNorm(
+            config.norm_num_groups, EPSILON, self.dtype, name="conv_norm_out"
+        )(h)
+        h = _conv(config.out_channels, "conv_out", self.dtype)(nn.silu(h))
+        return h.astype(x.dtype)
+
+    def _embed_time(self, t: Array, given: Conditioning) -> TimeEmbedding:
+        config = self.config
+        channels = config.block_out_channels[0]
+        temb = TimestepMLP(4 * channels, name="time_embedding")(
+            sinusoidal_embedding(t, channels), given.guidance
+        )  # [B, E]
+        if config.vector == "class_embedding":
+            labels = nn.Embed(
+                config.vector_dim or 0, 4 * channels, name="class_embedding"
+            )
+            return temb + labels(given.vector)
+        if config.vector is not None:
+            name = config.vector.replace("class_projection", "class_embedding")
+            return temb + TimestepMLP(4 * channels, name=name)(given.vector)
+        return temb
+
+
+class DownBlock(nn.Module):
+    """Res blocks and transformers of one level, then halving, except in the last."""
+
+    config: UNetConfig
+    level: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: FeatureMap, temb: TimeEmbedding, context: Context | None
+    ) -> list[FeatureMap]:
+        """Gives the feature map after each layer; all of them are skips."""
+        config, level = self.config, self.level
+        skips = []
+        for i in range(config.layers_per_block):
+            x = _resnet(config, level, f"resnets_{i}", self.dtype)(x, temb)
+            if config.transformer_depth[level]:
+                x = _transformer(config, level, f"attentions_{i}", self.dtype)(
+                    x, context
+                )
+            skips.append(x)
+        if level < len(config.block_out_channels) - 1:
+            skips.append(Downsample(dtype=self.dtype, name="downsamplers_0")(x))
+        return skips
+
+
+class MidBlock(nn.Module):
+    """Res block, transformer, res block, at the lowest resolution."""
+
+    config: UNetConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: FeatureMap, temb: TimeEmbedding, context: Context | None
+    ) -> FeatureMap:
+        """Keeps the shape."""
+        config = self.config
+        x = _resnet(config, -1, "resnets_0", self.dtype)(x, temb)
+        if config.mid_transformer_depth:
+            x = Transformer2D(
+                config.mid_transformer_depth,
+                config.num_heads[-1],
+                config.norm_num_groups,
+                config.linear_projection,
+                dtype=self.dtype,
+                name="attentions_0",
+            )(x, context)
+        return _resnet(config, -1, "resnets_1", self.dtype)(x, temb)
+
+
+class UpBlock(nn.Module):
+    """One layer more than on the way down, each with a skip; then doubling."""
+
+    config: UNetConfig
+    level: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: FeatureMap,
+        skips: list[FeatureMap],
+        temb: TimeEmbedding,
+        context: Context | None,
+        size: tuple[int, int] | None,
+    ) -> FeatureMap:
+        """Joins `skips` in the order given; `size` is that of the next level."""
+        config, level = self.config, self.level
+        for i, skip in enumerate(skips):
+            x = jnp.concatenate([x, skip], axis=-1)
+            x = _resnet(config, level, f"resnets_{i}", self.dtype)(x, temb)
+            if config.transformer_depth[level]:
+                x = _transformer(config, level, f"attentions_{i}", self.dtype)(
+                    x, context
+                )
+        if level > 0:
+            x = Upsample(self.dtype, name="upsamplers_0")(x, size)
+        return x
+
+
+def check_conditioning(config: UNetConfig, x: Array, given: Conditioning) -> None:
+    """Holds `given` against what `config` takes.
+
+    Raises:
+        SdjaxError: at the first thing that is missing, unasked for or misshapen.
+    """
+    has_text = any((*config.transformer_depth, config.mid_transformer_depth))
+    has_vector = config.vector is not None
+    widths = {
+        "context": (given.context, config.context_dim if has_text else None),
+        "vector": (given.vector, config.vector_dim if has_vector else None),
+        "guidance": (given.guidance, config.guidance_dim),
+    }
+    for name, (array, width) in widths.items():
+        if array is None and width is not None:
+            raise SdjaxError(f"conditioning.{name} is missing: this U-Net needs it")
+        if array is not None and width is None:
+            raise SdjaxError(f"conditioning.{name} is given: this U-Net takes none")
+    _check_widths(config, widths)
+
+    extra = 0 if given.concat is None else given.concat.shape[-1]
+    if x.shape[-1] + extra != config.in_channels:
+        raise SdjaxError(
+            f"the latent has {x.shape[-1]} channels and conditioning.concat {extra}, "
+            f"but this U-Net takes {config.in_channels} together"
+        )
+
+
+def _check_widths(
+    config: UNetConfig, widths: dict[str, tuple[Array | None, int | None]]
+) -> None:
+    if config.vector == "class_embedding":
+        labels, _ = widths.pop("vector")
+        if labels is not None and not (
+            labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
+        ):
+            raise SdjaxError(
+                f"conditioning.vector is {labels.dtype}{list(labels.shape)}, but this "
+                "U-Net takes integer labels [B]"
+            )
+    for name, (array, width) in widths.items():
+        if array is not None and array.shape[-1] != width:
+            raise SdjaxError(
+                f"conditioning.{name} has width {array.shape[-1]}, but this U-Net "
+                f"takes {width}"
+            )
+
+
+def _check_residuals(residuals: tuple[Latent, ...], skips: int) -> tuple[Latent, ...]:
+    if len(residuals) != skips + 1:
+        raise SdjaxError(
+            f"conditioning.residuals has {len(residuals)} arrays, but this U-Net "
+            f"takes {skips + 1}: one per skip connection and one for the mid block"
+        )
+    return residuals
+
+
+def _resnet(config: UNetConfig, level: int, name: str, dtype: DTypeLike) -> ResnetBlock:
+    channels = config.block_out_channels[level]
+    return ResnetBlock(channels, config.norm_num_groups, EPSILON, dtype, name=name)
+
+
+def _transformer(
+    config: UNetConfig, level: int, name: str, dtype: DTypeLike
+) -> Transformer2D:
+    return Transformer2D(
+        config.transformer_depth[level],
+        config.num_heads[level],
+        config.norm_num_groups,
+        config.linear_projection,
+        config.cross_attention_only[level],
+        dtype,
+        name=name,
+    )
+
+
+def _conv(channels: int, name: str, dtype: DTypeLike) -> nn.Conv:
+    return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)
