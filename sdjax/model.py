@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from sdjax import parallel, weights
-from sdjax.config import ModelConfig, PredictionType
+from sdjax.config import ModelConfig, PredictionType, TextEncoderConfig
 from sdjax.errors import SdjaxError
 from sdjax.text import Tokenizer, read_tokenizer_files
 from sdjax.typing import Params
@@ -26,12 +26,14 @@ class Model:
         tokenizer_files: by component, "tokenizer" and "tokenizer_2", the files of each
             by name.
         path: where it was loaded from.
+        variant: of the folder's files that were read.
     """
 
     config: ModelConfig
     params: Params
     tokenizer_files: dict[str, dict[str, bytes]]
     path: str
+    variant: str | None = None
 
     @functools.cached_property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -41,20 +43,29 @@ class Model:
             SdjaxError: if the model came without them.
         """
         return {
-            name: self._tokenizer(name, tower.max_length, tower.pad_token_id)
+            name: self._tokenizer(name, tower)
             for name, tower in self.config.text_encoders.items()
         }
 
-    def _tokenizer(self, tower: str, max_length: int, pad_token_id: int) -> Tokenizer:
-        files = self.tokenizer_files.get(TOKENIZER_OF[tower])
+    def _tokenizer(self, name: str, tower: TextEncoderConfig) -> Tokenizer:
+        files = self.tokenizer_files.get(TOKENIZER_OF[name])
         if not files:
             raise SdjaxError(
-                f"{self.path} has no {TOKENIZER_OF[tower]}: pass tokenizer= (on the "
+                f"{self.path} has no {TOKENIZER_OF[name]}: pass tokenizer= (on the "
                 "command line --tokenizer), a folder with vocab.json and merges.txt"
             )
-        return Tokenizer.from_files(
-            files, max_length=max_length, pad_token_id=pad_token_id
+        tokenizer = Tokenizer.from_files(
+            files,
+            max_length=tower.max_length,
+            pad_token_id=tower.pad_token_id,
+            source=self.path,
         )
+        if tokenizer.vocab_size > tower.vocab_size:
+            raise SdjaxError(
+                f"the tokenizer of {self.path} has {tokenizer.vocab_size} tokens, but "
+                f"its {name} knows {tower.vocab_size}: they belong to different models"
+            )
+        return tokenizer
 
     def replicated(self, mesh: Mesh) -> Params:
         """The parameters on every device of `mesh`, copied there once."""
@@ -75,7 +86,7 @@ class Model:
     @functools.cached_property
     def hash(self) -> str:
         """What tells this model's weights from others'; reads them all once."""
-        return weights.describe(self.path).hash
+        return weights.describe(self.path, variant=self.variant).hash
 
 
 def load(
@@ -109,7 +120,7 @@ def load(
         files.update(
             {TOKENIZER_OF[name]: given for name in checkpoint.config.text_encoders}
         )
-    return Model(checkpoint.config, checkpoint.params, files, path)
+    return Model(checkpoint.config, checkpoint.params, files, path, variant)
 
 
 def save(

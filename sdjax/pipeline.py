@@ -78,6 +78,7 @@ def prepare(
     )
     _check(config)
     schedule = model.config.schedule
+    sampler = sampler or schedule.sampler or DEFAULT_SAMPLER
     distilled = model.config.unet.guidance_dim is not None
     guided = guidance_scale is not None and not distilled
     scale = 1.0 if guidance_scale is None else guidance_scale
@@ -93,11 +94,12 @@ def prepare(
         image_indices=_indices(image_indices, batch),
         tableau=diffusion.tableau(
             schedule,
-            sampler or schedule.sampler or DEFAULT_SAMPLER,
+            sampler,
             num_inference_steps,
             eta=eta,
             pad=pad,
         ),
+        clip=np.float32(diffusion.clip_range(schedule, sampler) or np.inf),
         guidance_scale=np.full(batch, scale, np.float32),
         guidance_rescale=np.full(batch, guidance_rescale, np.float32),
         size=size,
@@ -233,8 +235,8 @@ def run(
     inputs = _pad_batch(inputs, parallel.padded(batch, mesh) - batch)
     params = model.params if mesh.size == 1 else model.replicated(mesh)
     platform = mesh.devices.flat[0].platform
-    total = int(np.max(inputs.tableau.step))
-    with tqdm(total=total, disable=not show, leave=False) as bar:
+    total = int(np.max(inputs.tableau.step)) + 1
+    with tqdm(total=total, disable=not show) as bar:
         with listening(lambda step: bar.update(step - bar.n)) as listener:
             images = run_program(
                 params,
@@ -276,7 +278,7 @@ def _wait(images: jax.Array, listener: Listener) -> None:
 
 def _specs(inputs: SampleInputs) -> Any:
     """How each input is split over the mesh: by image, where it has one per image."""
-    whole = {"key": P(), "tableau": P(), "noise": P(None, "data")}
+    whole = {"key": P(), "tableau": P(), "clip": P(), "noise": P(None, "data")}
     return SampleInputs(
         **{
             name: jax.tree.map(lambda _, name=name: whole.get(name, P("data")), value)

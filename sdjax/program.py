@@ -72,6 +72,7 @@ class SampleInputs(NamedTuple):
         key: the run's root key, typed or as its two uint32 words.
         image_indices: image i draws from fold_in(key, i).
         tableau: the sampler's coefficients, from `sdjax.diffusion.tableau`.
+        clip: limit of |x0|; inf is off.
         guidance_scale: 1 is the conditional prediction alone.
         guidance_rescale: φ of Lin et al. 2023, eq. 16; 0 is off.
         size: original height and width, crop top and left, target height and width
@@ -88,6 +89,7 @@ class SampleInputs(NamedTuple):
     key: Shaped[Array, "..."]
     image_indices: Int[Array, " b"]
     tableau: Tableau
+    clip: Float[Array, ""]
     guidance_scale: Float[Array, " b"]
     guidance_rescale: Float[Array, " b"]
     size: Float[Array, "b n"] | None = None
@@ -129,7 +131,7 @@ def sample(
             return x
         if on_step is None:
             return _decode(params, x, config)
-        stopped = on_step(inputs.tableau.step[-1])
+        stopped = on_step(jnp.int32(-1))  # nothing new, but whether to stop
         decode = functools.partial(_decode, params, config=config)
         blank = jax.eval_shape(decode, x)
         return jax.lax.cond(
@@ -152,8 +154,21 @@ def _sample_latents(
         network = guide(
             network, unconditional, inputs.guidance_scale, inputs.guidance_rescale
         )
-    denoise = make_denoiser(network, conditioning)
-    return run_sampler(denoise, x, inputs.tableau, noise, on_step=on_step)
+    denoise = make_denoiser(network, conditioning, clip=inputs.clip)
+    on_row = None
+    if on_step is not None:
+        on_row = lambda row, step: on_step(_steps_done(inputs.tableau, row, step))
+    return run_sampler(denoise, x, inputs.tableau, noise, on_step=on_row)
+
+
+def _steps_done(
+    tableau: Tableau, row: Int[Array, ""], step: Int[Array, ""]
+) -> Int[Array, ""]:
+    """Steps completed after a row: a step of several rows ends with its last."""
+    steps = jnp.asarray(tableau.step)
+    count = len(steps) if tableau.num_rows is None else tableau.num_rows
+    following = steps[jnp.minimum(row + 1, len(steps) - 1)]
+    return jnp.where(row + 1 < count, following, step + 1)
 
 
 def _image_keys(inputs: SampleInputs) -> Shaped[Array, " b"]:
@@ -197,7 +212,7 @@ def encode_text(
         negative, negative_pooled = _encode(params, inputs.negative_tokens, config, 0)
         positive, pooled = _encode(params, inputs.tokens, config, config.clip_skip)
     if inputs.negative_is_zero is not None:
-        keep = (1 - inputs.negative_is_zero).astype(context.dtype)
+        keep = (1 - inputs.negative_is_zero).astype(negative.dtype)
         negative = negative * keep[:, None, None]
         negative_pooled = negative_pooled * keep[:, None]
     return (

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -140,6 +142,11 @@ def test_dropped_text_is_named():
     assert (ids[:, 0] == BOS).all()
 
 
+def test_text_and_recipes_import_no_jax():
+    code = "import sys, sdjax.text, sdjax.recipe; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_no_prompts():
     assert Tokenizer.from_files(BYTES, pad_token_id=0)([]).ids.shape == (0, 77)
 
@@ -161,7 +168,7 @@ def test_prompts_must_be_text(prompts):
         (BYTES | {"vocab.json": b"[1]"}, "must hold a JSON object"),
         (BYTES | {"vocab.json": b'{"a": "b"}'}, "gives 'a' the id 'b'"),
         (BYTES | {"vocab.json": b'{"a": true}'}, "the id True"),
-        (BYTES | {"vocab.json": b'{"a": 9999999999}'}, "cannot be read"),
+        (BYTES | {"vocab.json": b'{"a": 9999999999}'}, "the id 9999999999"),
         (BYTES | {"merges.txt": b"#version: 0.2\nno such"}, "cannot be read"),
         (BYTES | {"merges.txt": b"\xff\xff\n"}, "cannot be read"),
         (BYTES | {"tokenizer.json": b'{"added_tokens": 3}'}, "cannot be read"),

@@ -73,6 +73,10 @@ def run(args: argparse.Namespace) -> None:
         settings["sampler"] or model.config.schedule.sampler or DEFAULT_SAMPLER
     )
     settings["dtype"] = settings["dtype"] or default_dtype(model)
+    # Reads the model's hash: what can fail does so before the long computation.
+    base = _recipe(settings, model)
+    if origin is not None:
+        _compare(origin, base, str(args.source))
     first = origin.image_index if origin else 0
     saved = 0
     try:
@@ -84,10 +88,14 @@ def run(args: argparse.Namespace) -> None:
             progress=not args.no_progress and sys.stderr.isatty(),
             **{name: settings[name] for name in _SAMPLING},
         )
-        settings["height"], settings["width"] = images.shape[1:3]
         for row, image in enumerate(images):
-            prompt = prompts[row * len(prompts) // count]
-            recipe = _recipe(settings, model, prompt, first + row)
+            recipe = dataclasses.replace(
+                base,
+                prompt=prompts[row * len(prompts) // count],
+                image_index=first + row,
+                height=image.shape[0],
+                width=image.shape[1],
+            )
             print(destination.save(image, recipe), flush=True)
             saved += 1
     except KeyboardInterrupt:
@@ -141,9 +149,9 @@ def _folder(output: str) -> Path:
 def _load(
     settings: dict[str, Any], args: argparse.Namespace, origin: Recipe | None
 ) -> sdjax.Model:
-    """Loads the model, and warns if it cannot make the image of `origin` again."""
+    """Loads the model; the error says so if it is the one that `origin` names."""
     try:
-        model = sdjax.load(
+        return sdjax.load(
             settings["model"],
             dtype=settings["storage_dtype"],
             **{name: settings[name] for name in _LOADING},
@@ -154,16 +162,14 @@ def _load(
         raise SdjaxError(
             f"{error} (the model of {args.source}; if it has moved, pass --model)"
         ) from error
-    if origin is not None:
-        _compare(origin, _recipe(settings, model, "", 0), args.source)
-    return model
 
 
 def _compare(origin: Recipe, here: Recipe, source: str) -> None:
+    """Warns of what keeps the image of `origin` from being made again."""
     if origin.model_hash != here.model_hash:
         warnings.warn(
             f"{source} was made by the model {origin.model_hash}, but {here.model} is "
-            f"{here.model_hash}: the image will differ",
+            f"{here.model_hash}: the image may differ",
             stacklevel=2,
         )
     then = (origin.sdjax, origin.jax, origin.backend)
@@ -177,13 +183,11 @@ def _compare(origin: Recipe, here: Recipe, source: str) -> None:
         )
 
 
-def _recipe(
-    settings: dict[str, Any], model: sdjax.Model, prompt: str, image_index: int
-) -> Recipe:
+def _recipe(settings: dict[str, Any], model: sdjax.Model) -> Recipe:
+    """The recipe that all images of a run share; prompt, index and size are blank."""
+    blank: dict[str, Any] = {"prompt": "", "image_index": 0, "height": 0, "width": 0}
     return Recipe(
-        **settings,
-        prompt=prompt,
-        image_index=image_index,
+        **(settings | blank),
         model_hash=model.hash,
         sdjax=sdjax.__version__,
         jax=jax.__version__,

@@ -3,10 +3,13 @@
 import argparse
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdjax import config, recipe
 from sdjax.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+if TYPE_CHECKING:
+    from sdjax.weights import Description
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -20,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
         return
     from sdjax import weights  # imports JAX, which an image does not need
 
-    model = weights.describe(args.path)
+    model = weights.describe(args.path, variant=args.variant)
     if args.json:
         print(json.dumps(_model_json(args.path, model), indent=2))
     else:
@@ -42,22 +45,23 @@ def _table(lines: list[tuple[str, Any]]) -> str:
     )
 
 
-def _model_json(path: str, model: Any) -> dict[str, Any]:
+def _model_json(path: str, model: "Description") -> dict[str, Any]:
     return {
         "path": path,
         "format": model.format,
-        "hash": model.hash,
+        "sha256": model.sha256,
         "parameters": model.parameters,
         "dtypes": model.dtypes,
+        "ignored": list(model.ignored),
         "config": config.to_json(model.config),
     }
 
 
-def _model_lines(path: str, model: Any) -> list[tuple[str, Any]]:
-    lines = [("path", path), ("format", model.format), ("hash", model.hash)]
+def _model_lines(path: str, model: "Description") -> list[tuple[str, Any]]:
+    lines = [("path", path), ("format", model.format), ("sha256", model.sha256)]
     for name, count in model.parameters.items():
         described = _component(getattr(model.config, name))
-        lines.append((name, f"{count:,} parameters, {model.dtypes[name]}"))
+        lines.append((name, f"{count:,} parameters, {' '.join(model.dtypes[name])}"))
         lines += [(f"  {key}", value) for key, value in described.items()]
     schedule = model.config.schedule
     side = model.config.sample_size
@@ -68,6 +72,7 @@ def _model_lines(path: str, model: Any) -> list[tuple[str, Any]]:
         ("betas", _betas(schedule)),
         ("sampler", schedule.sampler),
         ("image size", f"{side} x {side} pixels"),
+        ("ignored", f"{len(model.ignored)} tensors of no part of the model"),
     ]
 
 

@@ -140,6 +140,7 @@ def _add_convert(commands) -> None:
 def _add_info(commands) -> None:
     parser = _command(commands, "info", "Describe a model, checkpoint or image")
     parser.add_argument("path", metavar="MODEL|CHECKPOINT|IMAGE")
+    _add_variant(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -155,9 +156,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     """What `sdjax.load` takes besides the path."""
-    parser.add_argument(
-        "--variant", metavar="NAME", help="of a diffusers folder's files, as fp16"
-    )
+    _add_variant(parser)
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="for a model that comes without one"
     )
@@ -165,6 +164,12 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         "--prediction-type",
         choices=PREDICTION_TYPES,
         help="of a single file of SD 2, which does not tell",
+    )
+
+
+def _add_variant(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--variant", metavar="NAME", help="of a diffusers folder's files, as fp16"
     )
 
 

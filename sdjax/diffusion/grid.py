@@ -8,6 +8,7 @@ PNDM), `sigma_grid` (Euler and other samplers in variance-exploding units),
 """
 
 import dataclasses
+import itertools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -71,6 +72,12 @@ class Grid:
     def stride(self) -> int:
         """Training timesteps per sampling step, T // N."""
         return len(self.alpha_bar) // self.num_steps
+
+    @property
+    def steps(self) -> list[tuple[int, Node, Node]]:
+        """Each step's number, and the nodes it leads from and to."""
+        pairs = itertools.pairwise(self.nodes)
+        return [(i, now, after) for i, (now, after) in enumerate(pairs)]
 
     def at_time(self, t: float) -> Node:
         """The node at the whole time `t`; before 0 it is the final node."""
@@ -203,7 +210,7 @@ def lambda_grid(
     """Whole times; the earliest is not visited, since sampling ends beyond it.
 
     Karras and exponential levels run between the ends of the whole schedule. Levels
-    that repeat (1000 "linspace" steps of 1000) are left out.
+    that repeat (1000 "linspace" steps of 1000) are left out; the end may be one.
 
     Args:
         schedule: the noise schedule; "linspace" unless it says.
@@ -217,7 +224,7 @@ def lambda_grid(
     if levels is not None:
         values = _SPACED_LEVELS[levels](table[-1], table[0], num_steps)
         times = noise_schedule.time_of(values, table)
-        # diffusers cuts exponential times off, and its float32 puts the first below 999.
+        # diffusers truncates exponential times; rounding puts its first below 999.
         cut = np.maximum(np.trunc(times - 1e-6), 0)
         times = np.round(times) if levels == "karras" else cut
     elif spacing == "trailing":
@@ -227,11 +234,14 @@ def lambda_grid(
         times = np.round(_spaced(schedule, spacing, num_steps + 1))[:-1]
         values = table[times.astype(int)]
     end = CLEAN if final == "zero" else node_at_level(table[0], 0.0)
-    nodes = [*map(node_at_level, values, times), end]
-    pairs = zip(nodes, nodes[1:], strict=False)
-    moving = [a for a, b in pairs if not np.isclose(a.level, b.level, rtol=1e-9)]
+    visited = [*map(node_at_level, values, times)]
+    moving = [
+        now
+        for now, after in itertools.pairwise(visited)
+        if not np.isclose(now.level, after.level, rtol=1e-9)
+    ]
     return Grid(
-        nodes=(*moving, end),
+        nodes=(*moving, visited[-1], end),
         num_steps=num_steps,
         alpha_bar=alpha_bar,
         prediction_type=schedule.prediction_type,

@@ -1,14 +1,14 @@
-"""Samplers in variance-exploding units: Euler, Heun, linear multistep, DPM-Solver-2, …
+"""Samplers in variance-exploding units: Euler, Heun, LMS, DPM2, DPM++ 2S a and SDE.
 
-Here x = x0 + σε and d = (x − D)/σ is the slope of the probability-flow ODE dx/dσ; Karras
-et al. 2022, eq. 4, arXiv:2206.00364. The named ones follow diffusers' scheduler of that
-name, `dpmpp_2s_a` and `dpmpp_3m_sde` follow k-diffusion. All take a `sigma_grid`.
+Here x = x0 + σε and d = (x − D)/σ is the slope of the probability-flow ODE dx/dσ;
+Karras et al. 2022, eq. 4, arXiv:2206.00364. They follow the schedulers of
+diffusers, except `dpmpp_2s_a`, which follows k-diffusion. All take a `sigma_grid`.
 """
 
 import numpy as np
 
 from sdjax.diffusion.grid import Grid, Node
-from sdjax.diffusion.tableau import H1, H2, H3, D, Row, Rows, Vector, X, Z, exploding
+from sdjax.diffusion.table import H1, H2, H3, D, Row, Rows, Vector, X, Z, exploding
 
 LMS_ORDER = 4
 
@@ -16,14 +16,14 @@ LMS_ORDER = 4
 @exploding
 def euler(grid: Grid) -> Rows:
     """Euler's method; equals DDIM with η = 0."""
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         yield Row(i, now, after, X + _slope(now) * (after.level - now.level))
 
 
 @exploding
 def euler_a(grid: Grid, eta: float = 1.0) -> Rows:
     """Euler's method to a lower level, then noise up to the next one."""
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         down, up = _ancestral(now.level, after.level, eta)
         yield Row(i, now, after, X + _slope(now) * (down - now.level) + up * Z)
 
@@ -31,7 +31,7 @@ def euler_a(grid: Grid, eta: float = 1.0) -> Rows:
 @exploding
 def heun(grid: Grid) -> Rows:
     """Heun's method; Karras et al. 2022, algorithm 1. The last step is Euler's."""
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         change = after.level - now.level
         slope = _slope(now)
         yield Row(i, now, after, X + slope * change, h1=X, h2=slope)
@@ -43,7 +43,7 @@ def heun(grid: Grid) -> Rows:
 def lms(grid: Grid) -> Rows:
     """Linear multistep of order four, exact for slopes cubic in σ."""
     levels = [node.level for node in grid.nodes]
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         slopes = (_slope(now), H1, H2, H3)[: min(i + 1, LMS_ORDER)]
         past = levels[i::-1][: len(slopes)]
         weights = _lagrange_integrals(past, after.level)
@@ -54,14 +54,14 @@ def lms(grid: Grid) -> Rows:
 @exploding
 def dpm2(grid: Grid) -> Rows:
     """Midpoint method in log σ; DPM-Solver-2 of Lu et al. 2022, arXiv:2206.00927."""
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         yield from _midpoint_step(grid, i, now, after, after.level, 0.0)
 
 
 @exploding
 def dpm2_a(grid: Grid, eta: float = 1.0) -> Rows:
     """The same to a lower level, then noise up to the next one."""
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         yield from _midpoint_step(
             grid, i, now, after, *_ancestral(now.level, after.level, eta)
         )
@@ -86,7 +86,7 @@ def dpmpp_2s_a(grid: Grid, eta: float = 1.0) -> Rows:
 
     Algorithm 1 with the middle of the step in log σ, as in k-diffusion.
     """
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         down, up = _ancestral(now.level, after.level, eta)
         if down == 0:
             yield Row(i, now, after, D + up * Z)
@@ -103,7 +103,7 @@ def dpmpp_sde(grid: Grid) -> Rows:
     The two noises of a step are increments of one Brownian motion in σ: from σ to the
     middle, and from σ to the end, which contains the first. h2 keeps the first.
     """
-    for i, now, after in _steps(grid):
+    for i, now, after in grid.steps:
         if after.level == 0:
             yield Row(i, now, after, D)
             continue
@@ -115,45 +115,6 @@ def dpmpp_sde(grid: Grid) -> Rows:
         noise = (first**0.5 * H2 + second**0.5 * Z) / (first + second) ** 0.5
         down, up = _ancestral(now.level, after.level, 1.0)
         yield Row(i, middle, after, _exponential(H1, now.level, down) + up * noise)
-
-
-@exploding
-def dpmpp_3m_sde(grid: Grid, eta: float = 1.0) -> Rows:
-    """DPM-Solver++ for the SDE, third-order multistep, as in k-diffusion.
-
-    Lu et al. 2022, arXiv:2211.01095. h1 and h2 are the last two predictions.
-    """
-    logs = [-np.log(node.level) for node in grid.nodes[:-1]]
-    for i, now, after in _steps(grid):
-        if after.level == 0:
-            yield Row(i, now, after, D, h1=D, h2=H1)
-            continue
-        change = -np.log(after.level) - logs[i]
-        past = np.diff(logs[max(i - 2, 0) : i + 1])[::-1] / change
-        h = change * (1 + eta)
-        x = np.exp(-h) * X - np.expm1(-h) * D + _curvature(h, past)
-        noise = after.level * (-np.expm1(-2 * eta * change)) ** 0.5
-        yield Row(i, now, after, x + noise * Z, h1=D, h2=H1)
-
-
-def _curvature(h: float, past: np.ndarray) -> Vector:
-    """What the change of D adds to an exponential step of size `h` in −log σ.
-
-    `past` are the sizes of the last steps, newest first, as shares of this one.
-    """
-    phi_2 = np.expm1(-h) / h + 1
-    if len(past) == 0:
-        return 0 * D
-    first = (D - H1) / past[0]
-    if len(past) == 1:
-        return phi_2 * first
-    bend = (first - (H1 - H2) / past[1]) / (past[0] + past[1])
-    return phi_2 * (first + bend * past[0]) - (phi_2 / h - 0.5) * bend
-
-
-def _steps(grid: Grid) -> list[tuple[int, Node, Node]]:
-    pairs = zip(grid.nodes, grid.nodes[1:], strict=False)
-    return [(i, now, after) for i, (now, after) in enumerate(pairs)]
 
 
 def _slope(node: Node) -> Vector:

@@ -8,7 +8,7 @@ times are spaced otherwise.
 import numpy as np
 
 from sdjax.diffusion.grid import Grid, Node
-from sdjax.diffusion.tableau import (
+from sdjax.diffusion.table import (
     H1,
     H2,
     H3,
@@ -56,7 +56,7 @@ def ddpm(grid: Grid) -> Rows:
 
     Equations 6 and 7, between times of the `time_grid` that follow each other.
     """
-    for i, (now, after) in enumerate(zip(grid.nodes, grid.nodes[1:], strict=False)):
+    for i, now, after in grid.steps:
         alpha_bar, previous = now.alpha**2, after.alpha**2
         beta = 1 - alpha_bar / previous
         mean = (
@@ -87,9 +87,10 @@ def plms(grid: Grid) -> Rows:
 
 
 def pndm_prk(grid: Grid) -> Rows:
-    """PNDM whose first three steps are pseudo Runge–Kutta; Liu et al. 2022, algorithm 1.
+    """PNDM with three pseudo Runge–Kutta steps first; Liu et al. 2022, algorithm 1.
 
-    Takes a `time_grid`. History as in `plms`, with h5 for the sum of a step's outputs.
+    arXiv:2202.09778. Takes a `time_grid`. History as in `plms`, and the sum of
+    a step's outputs in h5.
 
     Raises:
         SdjaxError: on fewer than four steps.
@@ -131,7 +132,7 @@ def lcm(grid: Grid) -> Rows:
     Song et al. 2023, algorithm 1, arXiv:2303.01469, with the boundary condition of
     diffusers: σ_data = ½ and times scaled by 10. Takes a `distilled_grid`.
     """
-    for i, (now, after) in enumerate(zip(grid.nodes, grid.nodes[1:], strict=False)):
+    for i, now, after in grid.steps:
         time = 10 * now.t
         clean = (0.25 * X + time * np.sqrt(time**2 + 0.25) * D) / (time**2 + 0.25)
         yield Row(i, now, after, after.alpha * clean + after.sigma * Z)
@@ -144,7 +145,7 @@ def tcd(grid: Grid, eta: float = 0.3) -> Rows:
         grid: a `distilled_grid`.
         eta: γ of the paper, the stochasticity, in [0, 1].
     """
-    for i, (now, after) in enumerate(zip(grid.nodes, grid.nodes[1:], strict=False)):
+    for i, now, after in grid.steps:
         target = grid.at_time(after.t) if i < len(grid.nodes) - 2 else grid.at_time(0)
         middle = grid.at_time(np.floor((1 - eta) * target.t))
         ratio = target.alpha / middle.alpha

@@ -104,10 +104,9 @@ def chunked_attention(
 def _attend(
     q: Array, k: Array, v: Array, rows: Array | None, scale: float | None
 ) -> Array:
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = scale * jnp.einsum(
-        "bqnk,bsnk->bnqs", q, k, preferred_element_type=jnp.float32
-    )
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = jnp.einsum("bqnk,bsnk->bnqs", q, k, preferred_element_type=jnp.float32)
+    scores = factor * scores
     if rows is not None:
         seen = rows[:, None] >= jnp.arange(k.shape[1])[None, :]
         scores = jnp.where(seen[None, None], scores, -jnp.inf)

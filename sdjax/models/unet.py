@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import UNetConfig
-from sdjax.errors import SdjaxError
 from sdjax.models.attention import Transformer2D
+from sdjax.models.conditioning import check_conditioning, check_residuals
 from sdjax.models.layers import (
     Downsample,
     FeatureMap,
@@ -64,18 +64,18 @@ class UNet(nn.Module):
             skips += block(skips[-1], temb, context)
         h = MidBlock(config, self.dtype, name="mid_block")(skips[-1], temb, context)
 
+        check_residuals(given, len(skips))
         if given.residuals is not None:
-            *downs, mid = _check_residuals(given.residuals, len(skips))
+            *downs, mid = given.residuals
             skips = [s + r.astype(s.dtype) for s, r in zip(skips, downs, strict=True)]
             h = h + mid.astype(h.dtype)
 
+        count = config.layers_per_block + 1
         for i in levels:
             block = UpBlock(config, levels[-1 - i], self.dtype, name=f"up_blocks_{i}")
-            count = config.layers_per_block + 1
             skips, used = skips[:-count], skips[-count:]
-            h = block(
-                h, used[::-1], temb, context, skips[-1].shape[1:3] if skips else None
-            )
+            following = skips[-1] if skips else None
+            h = block(h, used[::-1], temb, context, following)
         h = GroupNorm(
             config.norm_num_groups, EPSILON, self.dtype, name="conv_norm_out"
         )(h)
@@ -88,15 +88,17 @@ class UNet(nn.Module):
         temb = TimestepMLP(4 * channels, name="time_embedding")(
             sinusoidal_embedding(t, channels), given.guidance
         )  # [B, E]
+        if given.vector is None:
+            return temb
         if config.vector == "class_embedding":
             labels = nn.Embed(
                 config.vector_dim or 0, 4 * channels, name="class_embedding"
             )
             return temb + labels(given.vector)
-        if config.vector is not None:
-            name = config.vector.replace("class_projection", "class_embedding")
-            return temb + TimestepMLP(4 * channels, name=name)(given.vector)
-        return temb
+        name = (
+            "add_embedding" if config.vector == "add_embedding" else "class_embedding"
+        )
+        return temb + TimestepMLP(4 * channels, name=name)(given.vector)
 
 
 class DownBlock(nn.Module):
@@ -115,7 +117,7 @@ class DownBlock(nn.Module):
         skips = []
         for i in range(config.layers_per_block):
             x = _resnet(config, level, f"resnets_{i}", self.dtype)(x, temb)
-            if config.transformer_depth[level]:
+            if config.transformer_depth[level] and context is not None:
                 x = _transformer(config, level, f"attentions_{i}", self.dtype)(
                     x, context
                 )
@@ -138,7 +140,7 @@ class MidBlock(nn.Module):
         """Keeps the shape."""
         config = self.config
         x = _resnet(config, -1, "resnets_0", self.dtype)(x, temb)
-        if config.mid_transformer_depth:
+        if config.mid_transformer_depth and context is not None:
             x = Transformer2D(
                 config.mid_transformer_depth,
                 config.num_heads[-1],
@@ -164,77 +166,21 @@ class UpBlock(nn.Module):
         skips: list[FeatureMap],
         temb: TimeEmbedding,
         context: Context | None,
-        size: tuple[int, int] | None,
+        following: FeatureMap | None,
     ) -> FeatureMap:
-        """Joins `skips` in the order given; `size` is that of the next level."""
+        """Joins `skips` in the order given and ends at the size of `following`."""
         config, level = self.config, self.level
         for i, skip in enumerate(skips):
             x = jnp.concatenate([x, skip], axis=-1)
             x = _resnet(config, level, f"resnets_{i}", self.dtype)(x, temb)
-            if config.transformer_depth[level]:
+            if config.transformer_depth[level] and context is not None:
                 x = _transformer(config, level, f"attentions_{i}", self.dtype)(
                     x, context
                 )
-        if level > 0:
-            x = Upsample(self.dtype, name="upsamplers_0")(x, size)
+        if following is not None:
+            _, H, W, _ = following.shape
+            x = Upsample(self.dtype, name="upsamplers_0")(x, (H, W))
         return x
-
-
-def check_conditioning(config: UNetConfig, x: Array, given: Conditioning) -> None:
-    """Holds `given` against what `config` takes.
-
-    Raises:
-        SdjaxError: at the first thing that is missing, unasked for or misshapen.
-    """
-    has_text = any((*config.transformer_depth, config.mid_transformer_depth))
-    has_vector = config.vector is not None
-    widths = {
-        "context": (given.context, config.context_dim if has_text else None),
-        "vector": (given.vector, config.vector_dim if has_vector else None),
-        "guidance": (given.guidance, config.guidance_dim),
-    }
-    for name, (array, width) in widths.items():
-        if array is None and width is not None:
-            raise SdjaxError(f"conditioning.{name} is missing: this U-Net needs it")
-        if array is not None and width is None:
-            raise SdjaxError(f"conditioning.{name} is given: this U-Net takes none")
-    _check_widths(config, widths)
-
-    extra = 0 if given.concat is None else given.concat.shape[-1]
-    if x.shape[-1] + extra != config.in_channels:
-        raise SdjaxError(
-            f"the latent has {x.shape[-1]} channels and conditioning.concat {extra}, "
-            f"but this U-Net takes {config.in_channels} together"
-        )
-
-
-def _check_widths(
-    config: UNetConfig, widths: dict[str, tuple[Array | None, int | None]]
-) -> None:
-    if config.vector == "class_embedding":
-        labels, _ = widths.pop("vector")
-        if labels is not None and not (
-            labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
-        ):
-            raise SdjaxError(
-                f"conditioning.vector is {labels.dtype}{list(labels.shape)}, but this "
-                "U-Net takes integer labels [B]"
-            )
-    for name, (array, width) in widths.items():
-        if array is not None and array.shape[-1] != width:
-            raise SdjaxError(
-                f"conditioning.{name} has width {array.shape[-1]}, but this U-Net "
-                f"takes {width}"
-            )
-
-
-def _check_residuals(residuals: tuple[Latent, ...], skips: int) -> tuple[Latent, ...]:
-    if len(residuals) != skips + 1:
-        raise SdjaxError(
-            f"conditioning.residuals has {len(residuals)} arrays, but this U-Net "
-            f"takes {skips + 1}: one per skip connection and one for the mid block"
-        )
-    return residuals
 
 
 def _resnet(config: UNetConfig, level: int, name: str, dtype: DTypeLike) -> ResnetBlock:

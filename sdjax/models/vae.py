@@ -64,9 +64,11 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv(2 * z, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(z, (1, 1), dtype=self.dtype)
 
-    def __call__(self, images: Float[Array, "b height width c"], key: PRNGKey) -> Array:
-        """Encodes, samples and decodes: what autoencoder training does."""
-        return self.decode(self.encode(images).sample(key))
+    def __call__(
+        self, images: Float[Array, "b height width c"]
+    ) -> Float[Array, "b height width c"]:
+        """Encodes to the mode and decodes: the reconstruction of `images`."""
+        return self.decode(self.encode(images).mode())
 
     def encode(self, images: Float[Array, "b height width c"]) -> Posterior:
         """Maps images in [−1, 1] to the distribution of their latents."""

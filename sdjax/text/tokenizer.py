@@ -150,7 +150,8 @@ def read_tokenizer_files(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """
     for folder in (Path(path), Path(path) / "tokenizer"):
         try:
-            files = {n: (folder / n).read_bytes() for n in FILES if _is(folder / n)}
+            present = [name for name in FILES if (folder / name).is_file()]
+            files = {name: (folder / name).read_bytes() for name in present}
         except OSError as error:
             raise SdjaxError(
                 f"cannot read the tokenizer in {folder}: {error.strerror}"
@@ -158,13 +159,6 @@ def read_tokenizer_files(path: str | os.PathLike[str]) -> dict[str, bytes]:
         if files:
             return files
     raise SdjaxError(f"{path} holds no tokenizer (vocab.json and merges.txt); {_HINT}")
-
-
-def _is(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _checked(files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
@@ -188,19 +182,23 @@ def _checked(files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
     for name in FILES:
         if name.endswith(".json"):
             _json(files, name, source)
-    # transformers passes over entries that are no ids, and goes on without them.
-    for token, number in _json(files, "vocab.json", source).items():
-        if type(number) is not int or number < 0:
-            raise SdjaxError(
-                f"{source}: vocab.json gives {token!r:.80} the id {number!r:.80}, which "
-                "must be a whole number from 0"
-            )
+    _check_vocabulary(_json(files, "vocab.json", source), source)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if name in files:
             kept = _json(files, name, source)
             kept = {key: kept[key] for key in _CONFIG_KEYS if key in kept}
             files[name] = json.dumps(kept).encode()
     return files
+
+
+def _check_vocabulary(vocabulary: dict[str, Any], source: str) -> None:
+    """Refuses entries that transformers would pass over, or wrap at 32 bits."""
+    for token, number in vocabulary.items():
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise SdjaxError(
+                f"{source}: vocab.json gives {token!r:.80} the id {number!r:.80}: ids "
+                "are whole numbers from 0"
+            )
 
 
 def _json(files: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sdjax.config import ModelConfig
 from sdjax.errors import SdjaxError
 from sdjax.weights import text_names, unet_names, vae_names
-from sdjax.weights.entries import Entry
+from sdjax.weights.entries import Entry, to_leaf
 from sdjax.weights.tensors import Tensor
 
 Tables = dict[str, list[Entry]]
@@ -28,10 +30,18 @@ _IGNORED_FOLDER = re.compile(r"(text_model\.)?embeddings\.position_ids|logit_sca
 
 
 class Source(NamedTuple):
-    """Where a leaf comes from."""
+    """Where a leaf comes from; `transposed`: the file holds [in, out]."""
 
     entry: Entry
     tensor: Tensor
+    transposed: bool = False
+
+    def read(self) -> np.ndarray:
+        """Reads the leaf, in our layout."""
+        array = self.tensor.read()
+        if self.transposed:
+            return array.reshape(self.entry.leaf_shape)
+        return to_leaf(self.entry, array.reshape(self.entry.shape))
 
 
 def text_layout(config: ModelConfig, component: str) -> text_names.TextLayout:
@@ -88,8 +98,8 @@ def match_folder(
     pairs = [(entry.key, entry) for entry in entries]
     _account(found, pairs, is_ignored, where)
     return [
-        Source(e, _fit(found[e.key], e, e.shape, e.key, where, component))
-        for e in entries
+        Source(entry, _fit(found[entry.key], entry.shape, entry.key, where))
+        for entry in entries
     ]
 
 
@@ -108,14 +118,12 @@ def match_single(
         for entry in entries
     ]
     ignored = _account(found, pairs, is_ignored_original, where)
-    names = {id(entry): key for key, entry in pairs}
-    sources = {
-        component: [
-            Source(e, _original(found[names[id(e)]], e, names[id(e)], where, component))
-            for e in entries
+    sources: dict[str, list[Source]] = {}
+    for component, entries in all_entries.items():
+        prefix, place = original_prefix(config, component), f"{where}, {component}"
+        sources[component] = [
+            _original(found, prefix + entry.original, entry, place) for entry in entries
         ]
-        for component, entries in all_entries.items()
-    }
     return sources, ignored
 
 
@@ -212,26 +220,20 @@ def _first(keys: list[Any]) -> str:
 
 
 def _original(
-    tensor: Tensor, entry: Entry, key: str, where: str, component: str
-) -> Tensor:
-    """An original array, or the third of it, in the folder's shape."""
-    fitted = _fit(tensor, entry, entry.original_shape, key, where, component)
-    return fitted.third(entry.part) if entry.form == "packed" else fitted
+    found: Mapping[str, Tensor], key: str, entry: Entry, where: str
+) -> Source:
+    """A leaf that is an original array, or a third of it."""
+    tensor = _fit(found[key], entry.original_shape, key, where)
+    if entry.form == "packed":
+        tensor = tensor.third(entry.part)
+    return Source(entry, tensor, entry.form == "transposed")
 
 
-def _fit(
-    tensor: Tensor,
-    entry: Entry,
-    shape: tuple[int, ...],
-    key: str,
-    where: str,
-    component: str,
-) -> Tensor:
+def _fit(tensor: Tensor, shape: tuple[int, ...], key: str, where: str) -> Tensor:
     """Checks a tensor's shape; trailing axes of one do not matter."""
     if _squeezed(tensor.shape) != _squeezed(shape):
         raise SdjaxError(
-            f"{where}: {key} has the shape {tensor.shape}, the config of "
-            f"{component} needs {shape}"
+            f"{where}: {key} has the shape {tensor.shape}, the config needs {shape}"
         )
     return tensor
 

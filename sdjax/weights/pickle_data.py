@@ -8,9 +8,10 @@ Opcodes that only code needs (INST, OBJ, EXT, PERSID, buffers, ...) are refused 
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 from sdjax.errors import SdjaxError
 
@@ -55,8 +56,24 @@ _OPAQUE = Opaque()
 _SCALARS = (str, bytes, int, float, bool, type(None), Global)
 
 
+class Readable(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, count: int = ..., /) -> bytes:
+        """Reads at most `count` bytes."""
+        ...
+
+    def readline(self) -> bytes:
+        """Reads up to the next newline."""
+        ...
+
+    def tell(self) -> int:
+        """Where it is."""
+        ...
+
+
 def read_pickle(
-    stream: IO[bytes], file: Path, storage: Callable[[Any], StorageRef] | None = None
+    stream: Readable, file: Path, storage: Callable[[Any], StorageRef] | None = None
 ) -> Any:
     """Reads one pickle from `stream` up to its STOP.
 
@@ -71,8 +88,17 @@ def read_pickle(
             malformed.
     """
     machine = _Machine(storage)
+    # Odd escapes in old text opcodes would otherwise warn.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _run(machine, stream, file)
+
+
+def _run(machine: "_Machine", stream: Readable, file: Path) -> Any:
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, _) in enumerate(
+            pickletools.genops(cast(IO[bytes], stream))
+        ):
             if opcode.name == "STOP":
                 return machine.pop()
             if count > MAX_OPCODES:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -103,7 +103,7 @@ def write_safetensors(
     stream.write(text)
     for tensor in ordered:
         array = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
-        stream.write(memoryview(array.reshape(-1).view(np.uint8)))
+        stream.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int, int]:
@@ -160,7 +160,7 @@ def _tensor(file: Path, key: str, info: Any, start: int) -> tuple[Tensor, int]:
     return tensor, start + end
 
 
-def _is_sizes(value: Any) -> bool:
+def _is_sizes(value: Any) -> TypeGuard[list[int]]:
     """Whether `value` is a list of non-negative integers."""
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 

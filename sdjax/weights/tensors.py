@@ -98,7 +98,7 @@ def read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
                 raise SdjaxError(f"{file} is truncated: {offset + count} bytes needed")
             buffer = np.empty(count, np.uint8)
             stream.seek(offset)
-            view = memoryview(buffer)
+            view = buffer.data
             while view:
                 got = stream.readinto(view)
                 if not got:

@@ -52,7 +52,7 @@ def open_torch(file: Path) -> TensorFile:
             value, records = (_open_zip if is_zip else _open_legacy)(stream, file)
     except OSError as error:
         raise SdjaxError(f"cannot read {file}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+    except struct.error as error:
         raise SdjaxError(f"{file} is a damaged torch file: {error}") from None
     step = value.get("global_step") if isinstance(value, dict) else None
     for _ in range(4):
@@ -70,8 +70,11 @@ def open_torch(file: Path) -> TensorFile:
 
 def _open_zip(stream: IO[bytes], file: Path) -> tuple[Any, Records]:
     size = os.fstat(stream.fileno()).st_size
-    with zipfile.ZipFile(stream) as archive:
-        members = {info.filename: info for info in archive.infolist()}
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise SdjaxError(f"{file} is a damaged torch file: {error}") from None
     pickles = [n for n in members if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise SdjaxError(f"{file} is a zip archive without one data.pkl: no checkpoint")
@@ -115,7 +118,7 @@ def _member(
     return offset, info.file_size
 
 
-class _Bounded(io.RawIOBase):
+class _Bounded:
     """A file that never reads more than it holds, whatever length is claimed."""
 
     def __init__(self, stream: IO[bytes]):
@@ -126,8 +129,8 @@ class _Bounded(io.RawIOBase):
         left = max(0, self.size - self.stream.tell())
         return self.stream.read(left if count < 0 else min(count, left))
 
-    def readline(self, limit: int | None = -1, /) -> bytes:
-        return self.stream.readline(-1 if limit is None else limit)
+    def readline(self) -> bytes:
+        return self.stream.readline()
 
     def tell(self) -> int:
         return self.stream.tell()

@@ -3,7 +3,7 @@
 Every sampler here is linear in its state, the denoised prediction D and the noise z,
 with coefficients that depend on the noise levels alone. So a sampler is a generator of
 rows, written on the basis vectors `X, H1 … H5, D, Z` as in its paper, and runs on the
-host in float64; one loop on the device runs any table (`sdjax.diffusion.sample`). A row
+host in float64; one loop on the device runs any table (`sdjax.diffusion.loop`). A row
 evaluates the network once and makes the next state
 
     S' = A · [S; D; z],   S = [x, h1, …, h5],   D = c_skip·x + c_out·F(c_in·x, t),
@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, ParamSpec
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from sdjax.config import PredictionType
 from sdjax.diffusion.grid import Grid, Node
 from sdjax.errors import SdjaxError
-from sdjax.typing import Level
 
 SLOTS = 6
 """Slots of the state: x and five of history."""
@@ -31,6 +30,9 @@ COLUMNS = SLOTS + 2
 
 MIN_ROWS = 1024
 """Padded tables have this many rows, or the next power of two that is enough."""
+
+Values = np.ndarray | Array
+"""NumPy's where a table is made, traced where it is run."""
 
 Vector = Float[np.ndarray, "columns"]
 X, H1, H2, H3, H4, H5, D, Z = np.eye(COLUMNS)
@@ -67,7 +69,7 @@ class Tableau(NamedTuple):
     """A sampler at given noise levels; float32, an input of the compiled program.
 
     Attributes:
-        level: how the network is preconditioned in each row, each [K].
+        level: the `Level` of each row: t, c_in, c_skip and c_out.
         update: the matrices A.
         alpha: of x after each row.
         sigma: of x after each row.
@@ -78,15 +80,15 @@ class Tableau(NamedTuple):
         num_rows: how many of the K rows there are; None: all, none is padding.
     """
 
-    level: Level
-    update: Float[np.ndarray, "k slots columns"]
-    alpha: Float[np.ndarray, " k"]
-    sigma: Float[np.ndarray, " k"]
-    step: Int[np.ndarray, " k"]
-    init_scale: Float[np.ndarray, ""]
-    start_alpha: Float[np.ndarray, ""]
-    start_sigma: Float[np.ndarray, ""]
-    num_rows: Int[np.ndarray, ""] | None
+    level: Float[Values, "k 4"]
+    update: Float[Values, "k slots columns"]
+    alpha: Float[Values, " k"]
+    sigma: Float[Values, " k"]
+    step: Int[Values, " k"]
+    init_scale: Float[Values, ""]
+    start_alpha: Float[Values, ""]
+    start_sigma: Float[Values, ""]
+    num_rows: Int[Values, ""] | None
 
 
 Precondition = Callable[[Node], tuple[float, float, float]]
@@ -150,27 +152,27 @@ def assemble(
         precondition = functools.partial(preconditioning, grid.prediction_type)
     rows = list(rows)
     num_rows = _padded(len(rows)) if pad else len(rows)
-    level = np.zeros((4, num_rows), np.float32)
+    level = np.zeros((num_rows, 4), np.float32)
     update = np.tile(np.eye(SLOTS, COLUMNS, dtype=np.float32), (num_rows, 1, 1))
     after = np.zeros((2, num_rows), np.float32)
     step = np.zeros(num_rows, np.int32)
     for k, row in enumerate(rows):
-        level[:, k] = row.at.t, *precondition(row.at)
+        level[k] = row.at.t, *precondition(row.at)
         for slot, vector in enumerate(row[3:]):
             if vector is not None:
                 update[k, slot] = vector
         after[:, k] = row.to.alpha, row.to.sigma
         step[k] = row.step
     return Tableau(
-        level=Level(*level),
+        level=level,
         update=update,
         alpha=after[0],
         sigma=after[1],
         step=step,
-        init_scale=np.float32(grid.init_scale),
-        start_alpha=np.float32(grid.nodes[0].alpha),
-        start_sigma=np.float32(grid.nodes[0].sigma),
-        num_rows=np.int32(len(rows)) if pad else None,
+        init_scale=np.asarray(grid.init_scale, np.float32),
+        start_alpha=np.asarray(grid.nodes[0].alpha, np.float32),
+        start_sigma=np.asarray(grid.nodes[0].sigma, np.float32),
+        num_rows=np.asarray(len(rows), np.int32) if pad else None,
     )
 
 

@@ -1,0 +1,20 @@
+"""Checkpoints in and out: diffusers folders, single files, Orbax folders.
+
+Torch's layouts and names exist here and nowhere else. Loading never runs code from a
+file.
+"""
+
+from sdjax.weights.describe import Description, describe
+from sdjax.weights.files import Format, detect
+from sdjax.weights.read import Checkpoint, read
+from sdjax.weights.write import write
+
+__all__ = [
+    "Checkpoint",
+    "Description",
+    "Format",
+    "describe",
+    "detect",
+    "read",
+    "write",
+]

@@ -1,0 +1,274 @@
+"""Checkpoints out, safetensors or Orbax, whole or not at all.
+
+Everything is written beside its place under a temporary name, flushed to the disk and
+renamed. What was there is never overwritten.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from sdjax.config import ModelConfig, to_json
+from sdjax.errors import SdjaxError
+from sdjax.typing import Params
+from sdjax.weights import layout, orbax_folder
+from sdjax.weights.entries import Entry, from_leaf
+from sdjax.weights.files import Format, is_remote
+from sdjax.weights.folder_write import (
+    folder_config,
+    folder_files,
+    shard_name,
+    weights_stem,
+)
+from sdjax.weights.read import METADATA_KEY
+from sdjax.weights.safetensors_file import NAMES, Outgoing, write_safetensors
+from sdjax.weights.text_names import PREFIX
+
+SHARD_SIZE = 10_000_000_000
+"""diffusers' own default, in bytes."""
+
+
+def write(
+    path: str | Path,
+    config: ModelConfig,
+    params: dict[str, Params],
+    tokenizers: dict[str, dict[str, bytes]],
+    *,
+    format: Format,
+    dtype: Any = None,
+    shard_size: int = SHARD_SIZE,
+) -> None:
+    """Writes a model; host memory: its largest leaf three times.
+
+    Args:
+        path: a file for "single-file", else a folder; must not exist, or be an empty
+            folder. "orbax" takes gs:// URLs.
+        config: describes `params`.
+        params: component -> tree.
+        tokenizers: component -> file name -> bytes; a single file has no place for
+            them.
+        format: "diffusers", "single-file" (the original layout) or "orbax".
+        dtype: to cast to; None: as they are.
+        shard_size: bytes of a diffusers component after which it is split.
+
+    Raises:
+        SdjaxError: if something is there already, the disk is full, or `params` does
+            not fit `config`.
+    """
+    options = ("diffusers", "single-file", "orbax")
+    if format not in options:
+        raise SdjaxError(f"format is {format!r:.40}; it can be {', '.join(options)}")
+    target = None if dtype is None else np.dtype(dtype)
+    if format == "diffusers":
+        # A whole OpenCLIP tower loses here what a folder has no place for.
+        reduced = folder_config(config)
+        params, config = _without_spare(config, reduced, params), reduced
+    leaves = {
+        component: layout.match_tree(
+            component, entries, params.get(component, {}), "params"
+        )
+        for component, entries in layout.tables(config).items()
+    }
+    if format == "orbax":
+        tree = {name: params[name] for name in leaves}
+        _write_orbax(path, config, _cast(tree, target), tokenizers)
+        return
+    if is_remote(path):
+        raise SdjaxError(f"{path}: only Orbax folders can be written to a URL")
+    with _beside(Path(path)) as place:
+        if format == "single-file":
+            with _flushed(place) as stream:
+                metadata = {"format": "pt", METADATA_KEY: json.dumps(to_json(config))}
+                outgoing = _original(config, leaves, target)
+                write_safetensors(stream, outgoing, metadata)
+        else:
+            _write_folder(place, config, leaves, tokenizers, target, shard_size)
+
+
+def _write_folder(
+    place: Path,
+    config: ModelConfig,
+    leaves: dict[str, list[tuple[Entry, Any]]],
+    tokenizers: dict[str, dict[str, bytes]],
+    dtype: np.dtype | None,
+    shard_size: int,
+) -> None:
+    for name, data in folder_files(config, tokenizers).items():
+        _write_bytes(place / name, (json.dumps(data, indent=2) + "\n").encode())
+    for component, files in tokenizers.items():
+        for name, data in files.items():
+            _write_bytes(place / component / name, data)
+    for component, pairs in leaves.items():
+        tensors = [_folder_tensor(component, e, leaf, dtype) for e, leaf in pairs]
+        _write_component(
+            place / component, weights_stem(component), tensors, shard_size
+        )
+
+
+def _write_component(
+    place: Path, stem: str, tensors: list[Outgoing], shard_size: int
+) -> None:
+    """One safetensors file, or shards with their index."""
+    shards: list[list[Outgoing]] = [[]]
+    for tensor in tensors:
+        held = sum(t.nbytes for t in shards[-1])
+        if shards[-1] and held + tensor.nbytes > shard_size:
+            shards.append([])
+        shards[-1].append(tensor)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = shard_name(stem, number, len(shards))
+        weight_map |= {tensor.key: name for tensor in shard}
+        with _flushed(place / name) as stream:
+            write_safetensors(stream, shard, {"format": "pt"})
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2) + "\n"
+        _write_bytes(place / f"{stem}.safetensors.index.json", text.encode())
+
+
+def _folder_tensor(
+    component: str, entry: Entry, leaf: Any, dtype: np.dtype | None
+) -> Outgoing:
+    is_text = component.startswith("text_encoder")
+    prefixed = is_text and not entry.key.startswith("text_projection")
+    stored = _dtype(leaf, dtype)
+
+    def make() -> np.ndarray:
+        return from_leaf(entry, np.asarray(leaf)).astype(stored, copy=False)
+
+    key = PREFIX + entry.key if prefixed else entry.key
+    return Outgoing(key, stored, entry.shape, make)
+
+
+def _original(
+    config: ModelConfig,
+    leaves: dict[str, list[tuple[Entry, Any]]],
+    dtype: np.dtype | None,
+) -> list[Outgoing]:
+    """The tensors of a single file; q, k and v of OpenCLIP become one."""
+    groups: dict[str, list[tuple[Entry, Any]]] = {}
+    for component, pairs in leaves.items():
+        prefix = layout.original_prefix(config, component)
+        for entry, leaf in pairs:
+            groups.setdefault(prefix + entry.original, []).append((entry, leaf))
+    return [_original_tensor(key, group, dtype) for key, group in groups.items()]
+
+
+def _original_tensor(
+    key: str, group: list[tuple[Entry, Any]], dtype: np.dtype | None
+) -> Outgoing:
+    ordered = sorted(group, key=lambda pair: pair[0].part)
+    stored = _dtype(ordered[0][1], dtype)
+
+    def make() -> np.ndarray:
+        parts = [_original_array(entry, leaf) for entry, leaf in ordered]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole.astype(stored, copy=False)
+
+    return Outgoing(key, stored, ordered[0][0].original_shape, make)
+
+
+def _original_array(entry: Entry, leaf: Any) -> np.ndarray:
+    array = from_leaf(entry, np.asarray(leaf))
+    if entry.form == "transposed":
+        return np.ascontiguousarray(array.T)
+    if entry.form == "pointwise":
+        return array.reshape(entry.original_shape)
+    return array
+
+
+def _dtype(leaf: Any, dtype: np.dtype | None) -> np.dtype:
+    stored = np.dtype(leaf.dtype) if dtype is None else dtype
+    if stored not in NAMES:
+        raise SdjaxError(f"dtype is {stored}; safetensors has no such type")
+    return stored
+
+
+def _without_spare(
+    config: ModelConfig, reduced: ModelConfig, params: dict[str, Params]
+) -> dict[str, Params]:
+    """Drops the leaves that `config` has and `reduced` has not."""
+    if config == reduced or reduced.text_encoder is None:
+        return params
+    tower = dict(params["text_encoder"])
+    tower.pop("text_projection", None)
+    kept = [f"layers_{i}" for i in range(reduced.text_encoder.num_layers)]
+    tower["encoder"] = {name: tower["encoder"][name] for name in kept}
+    return {**params, "text_encoder": tower}
+
+
+def _cast(tree: Any, dtype: np.dtype | None) -> Any:
+    if isinstance(tree, dict):
+        return {name: _cast(value, dtype) for name, value in tree.items()}
+    return tree if dtype is None else tree.astype(dtype)
+
+
+def _write_orbax(
+    path: str | Path, config: ModelConfig, params: Any, tokenizers: Any
+) -> None:
+    if is_remote(path):
+        orbax_folder.save(path, config, params, tokenizers)
+        return
+    with _beside(Path(path)) as place:
+        orbax_folder.save(place.resolve(), config, params, tokenizers)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block has succeeded."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise SdjaxError(f"{path} exists already; nothing is overwritten")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir() and temporary.is_file():
+            raise SdjaxError(f"{path} is a folder; a single file needs a file name")
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            reason = "the disk is full" if full else error.strerror or error
+            raise SdjaxError(f"cannot write {path}: {reason}") from None
+        raise
+
+
+@contextlib.contextmanager
+def _flushed(file: Path) -> Iterator[IO[bytes]]:
+    """A new file whose bytes are on the disk when the block ends."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_bytes(file: Path, data: bytes) -> None:
+    with _flushed(file) as stream:
+        stream.write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        remove: Callable[[Any], Any] = shutil.rmtree if path.is_dir() else os.unlink
+        remove(path)
