@@ -18,7 +18,7 @@ def enable_cache() -> None:
     ~/.cache/sdjax; SDJAX_CACHE_DIR= (empty) switches it off.
     """
     chosen = os.environ.get("SDJAX_CACHE_DIR")
-    if chosen == "" or jax.config.jax_compilation_cache_dir is not None:
+    if chosen == "" or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = pathlib.Path(chosen or os.path.join(home, "sdjax")) / "compiled"

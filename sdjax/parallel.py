@@ -13,12 +13,12 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(
-    devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1, tensor: int = 1
+    devices: Sequence[Any] | None = None, *, fsdp: int = 1, tensor: int = 1
 ) -> Mesh:
     """Lays devices out as ("data", "fsdp", "tensor").
 
     Args:
-        devices: every local device by default.
+        devices: jax.Device, each; every local one by default.
         fsdp: size of the axis over which parameters are split.
         tensor: size of the axis over which layers are split.
 

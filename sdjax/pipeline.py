@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sdjax import diffusion, parallel
 from sdjax.compilation import enable_cache
-from sdjax.config import ModelConfig
+from sdjax.config import ModelConfig, ScheduleConfig
 from sdjax.errors import SdjaxError
 from sdjax.model import Model, load
 from sdjax.program import Dtype, SampleConfig, SampleInputs, sample
@@ -99,9 +99,9 @@ def prepare(
             eta=eta,
             pad=pad,
         ),
-        clip=np.float32(diffusion.clip_range(schedule, sampler) or np.inf),
-        guidance_scale=np.full(batch, scale, np.float32),
-        guidance_rescale=np.full(batch, guidance_rescale, np.float32),
+        clip=_clip(schedule, sampler),
+        guidance_scale=_for_each(batch, scale),
+        guidance_rescale=_for_each(batch, guidance_rescale),
         size=size,
         latents=_given(latents, (batch, *config.latent_shape), "latents"),
         noise=_given(noise, (None, batch, *config.latent_shape), "noise"),
@@ -120,7 +120,7 @@ def prepare(
     zero = negative_prompt is None and model.config.zero_empty_negative
     inputs = inputs._replace(
         negative_tokens=_tokenize(model, negative),
-        negative_is_zero=np.full(batch, zero, np.float32),
+        negative_is_zero=_for_each(batch, zero),
         negative_size=negative_size,
     )
     return inputs, config
@@ -237,7 +237,11 @@ def run(
     platform = mesh.devices.flat[0].platform
     total = int(np.max(inputs.tableau.step)) + 1
     with tqdm(total=total, disable=not show) as bar:
-        with listening(lambda step: bar.update(step - bar.n)) as listener:
+
+        def on_step(step: int) -> None:
+            bar.update(step - bar.n)
+
+        with listening(on_step) as listener:
             images = run_program(
                 params,
                 inputs,
@@ -266,7 +270,7 @@ def run_program(params, inputs, number, *, config, mesh, platform):
 def _wait(images: jax.Array, listener: Listener) -> None:
     """Waits for a result such that Ctrl-C is heard, and stops the loop on it."""
     try:
-        while not images.is_ready():
+        while not images.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         listener.stop = True
@@ -355,37 +359,43 @@ def _check_text_to_image(model: ModelConfig) -> None:
         )
 
 
-def _tokenize(model: Model, prompts: list[str]) -> dict[str, np.ndarray]:
+def _tokenize(model: Model, prompts: list[str]) -> dict[str, Any]:
     """Ids for each tower; warns of words that do not fit."""
     tokens = {}
-    dropped = {}
+    dropped: dict[str, tuple[str, int]] = {}  # by prompt: words, limit
     for name, tokenizer in model.tokenizers.items():
         encoded = tokenizer(prompts)
         tokens[name] = encoded.ids
-        dropped.update(
-            {
-                p: words
-                for p, words in zip(prompts, encoded.dropped, strict=True)
-                if words
-            }
-        )
-    for words in dropped.values():
+        for prompt, words in zip(prompts, encoded.dropped, strict=True):
+            if words:
+                dropped[prompt] = words, encoded.ids.shape[1]
+    for words, limit in dropped.values():
         warnings.warn(
-            f"the prompt is longer than its {tokens[name].shape[1]} tokens; dropped: "
-            f"{words}",
-            stacklevel=4,
+            f"the prompt is longer than {limit} tokens; dropped: {words}", stacklevel=4
         )
     return tokens
 
 
-def _key_words(seed: int) -> np.ndarray:
+# What follows is numpy, which takes the place of a JAX array wherever one is traced.
+
+
+def _for_each(batch: int, value: float) -> Any:
+    return np.full(batch, value, np.float32)
+
+
+def _clip(schedule: ScheduleConfig, sampler: str) -> Any:
+    limit = diffusion.clip_range(schedule, sampler)
+    return np.float32(np.inf if limit is None else limit)
+
+
+def _key_words(seed: int) -> Any:
     """The two words of `jax.random.key(seed)`, for all of its 64 bits."""
     if not 0 <= seed < 2**64:
         raise SdjaxError(f"seed is {seed}, but must be in [0, 2**64)")
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
-def _indices(image_indices: Sequence[int] | None, batch: int) -> np.ndarray:
+def _indices(image_indices: Sequence[int] | None, batch: int) -> Any:
     if image_indices is None:
         return np.arange(batch, dtype=np.int32)
     if len(image_indices) != batch:
@@ -395,7 +405,7 @@ def _indices(image_indices: Sequence[int] | None, batch: int) -> np.ndarray:
     return np.array(image_indices, np.int32)
 
 
-def _size(config: SampleConfig, batch: int, score: float) -> np.ndarray:
+def _size(config: SampleConfig, batch: int, score: float) -> Any:
     """SDXL's picture of the picture: drawn at its full size, nothing cropped."""
     row = [config.height, config.width, 0, 0]
     row += [score] if config.model.aesthetic_score else [config.height, config.width]

@@ -8,7 +8,7 @@ number of steps and η are inputs: changing them compiles nothing.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from sdjax.diffusion import (
     make_denoiser,
 )
 from sdjax.diffusion import sample as run_sampler
-from sdjax.models import Autoencoder, CLIPTextEncoder, UNet
+from sdjax.models import Autoencoder, CLIPTextEncoder, TextStates, UNet
 from sdjax.models.layers import guidance_embedding, sinusoidal_embedding
 from sdjax.typing import Conditioning, Latent, Network, Params, Tokens
 
@@ -61,7 +61,7 @@ class SampleConfig:
 
 
 class SampleInputs(NamedTuple):
-    """What a compiled program is given; B images.
+    """What a compiled program is given; B images. From the host, numpy arrays serve.
 
     Attributes:
         tokens: ids per text tower ("text_encoder", "text_encoder_2"), [B, L] each.
@@ -181,8 +181,9 @@ def _image_keys(inputs: SampleInputs) -> Shaped[Array, " b"]:
 def _unet(params: Params, config: SampleConfig) -> Network:
     unet = UNet(config.model.unet, dtype=jnp.dtype(config.dtype))
 
-    def network(x, t, conditioning):
-        return unet.apply({"params": params["unet"]}, x, t, conditioning)
+    def network(x: Latent, t: Float[Array, " b"], conditioning: Conditioning) -> Latent:
+        variables = {"params": params["unet"]}
+        return cast(Latent, unet.apply(variables, x, t, conditioning))
 
     return network
 
@@ -225,13 +226,14 @@ def _encode(
     params: Params, tokens: dict[str, Tokens], config: SampleConfig, clip_skip: int
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b e"]]:
     """States of all towers side by side, and the last tower's pooled output."""
-    states, pooled = [], None
+    towers: list[TextStates] = []
     for name, tower in config.model.text_encoders.items():
         encoder = CLIPTextEncoder(tower, dtype=jnp.dtype(config.dtype))
-        out = encoder.apply({"params": params[name]}, tokens[name], clip_skip=clip_skip)
-        states.append(out.states)
-        pooled = out.pooled
-    return jnp.concatenate(states, axis=-1), pooled
+        variables = {"params": params[name]}
+        out = encoder.apply(variables, tokens[name], clip_skip=clip_skip)
+        towers.append(cast(TextStates, out))
+    states = jnp.concatenate([tower.states for tower in towers], axis=-1)
+    return states, towers[-1].pooled
 
 
 def _conditioning(context, pooled, size, inputs, config) -> Conditioning:
@@ -252,7 +254,7 @@ def _decode(params: Params, x: Latent, config: SampleConfig) -> Shaped[Array, ".
     dtype = "float32" if config.dtype == "float16" else config.dtype
     vae = Autoencoder(config.model.vae, dtype=jnp.dtype(dtype))
     x = x / config.model.vae.scaling_factor
-    images = vae.apply({"params": params["vae"]}, x, method="decode")
+    images = cast(Array, vae.apply({"params": params["vae"]}, x, method="decode"))
     images = jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
     if config.output_type == "float":
         return images

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Int
 
 _TARGET = "sdjax_progress"
@@ -90,7 +91,7 @@ def report(
         result = jax.ShapeDtypeStruct((), jnp.int32)
         stop = jax.ffi.ffi_call(_TARGET, result, has_side_effect=True)(message)
         return stop != 0
-    return jax.experimental.io_callback(
+    return io_callback(
         lambda message: np.bool_(_hear(*message)),
         jax.ShapeDtypeStruct((), jnp.bool_),
         message,

@@ -7,7 +7,6 @@ import pytest
 from recordings import assert_close
 
 from sdjax.models.attention import (
-    MIN_CHUNK,
     attention,
     chunk_size,
     chunked_attention,
@@ -33,20 +32,21 @@ def by_hand(q, k, v, causal=False):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("chunk", [None, 5, 8, 24])
+@pytest.mark.parametrize("chunk", [None, (2, 5), (1, 8), (1, 24)])
 def test_both_forms_give_the_definition(chunk, causal):
     q, k, v = draw(24, 24)
     if chunk is None:
         out = plain_attention(q, k, v, causal=causal)
     else:
-        out = chunked_attention(q, k, v, chunk=chunk, causal=causal)
+        batch, rows = chunk
+        out = chunked_attention(q, k, v, batch=batch, rows=rows, causal=causal)
     assert_close(out, by_hand(q, k, v, causal), 1e-6)
 
 
 def test_chunked_gradient_is_plain():
     q, k, v = draw(20, 7)
     loss = lambda form: lambda *qkv: jnp.sum(jnp.sin(form(*qkv)))
-    chunked = functools.partial(chunked_attention, chunk=6)
+    chunked = functools.partial(chunked_attention, batch=1, rows=6)
     ours = jax.jit(jax.grad(loss(chunked), (0, 1, 2)))(q, k, v)
     theirs = jax.jit(jax.grad(loss(plain_attention), (0, 1, 2)))(q, k, v)
     for a, b in zip(ours, theirs, strict=True):
@@ -79,7 +79,7 @@ def test_the_choice_between_the_forms():
 
 
 def test_the_large_form_under_transformations(monkeypatch):
-    monkeypatch.setattr("sdjax.models.attention.CPU_SCORE_BYTES", 2**14)
+    monkeypatch.setattr("sdjax.models.attention.SCORE_BYTES", 2**14)
     q, k, v = draw(200, 50)
     expected = plain_attention(q, k, v)
     assert_close(attention(q, k, v), expected, 1e-6)
@@ -90,14 +90,16 @@ def test_the_large_form_under_transformations(monkeypatch):
     assert_close(per_device[:, 0], expected, 1e-6)
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 77, 1000, 4096, 16384])
-@pytest.mark.parametrize("score_bytes", [2**20, 2**24, 2**28])
+@pytest.mark.parametrize("length", [1, 63, 77, 1000, 4096, 16384])
+@pytest.mark.parametrize("score_bytes", [2**20, 2**25, 2**28])
 def test_chunk_size(length, score_bytes):
-    for batch, keys in ((1, 77), (2, 4096), (128, 4096)):
-        rows = chunk_size((batch, length, 8, 64), keys, score_bytes)
-        assert 1 <= rows <= length
-        held = 4 * batch * 8 * keys * rows
-        assert held <= score_bytes or rows <= MIN_CHUNK
-        # Even chunks: padding adds less than one row to each.
-        count = -(-length // rows)
-        assert count * rows - length < count
+    for whole, keys in ((1, 77), (2, 4096), (6, 4096), (128, 4096)):
+        batch, rows = chunk_size((whole, length, 8, 64), keys, score_bytes)
+        assert whole % batch == 0 and 1 <= rows <= length
+        assert 4 * batch * 8 * keys * rows <= score_bytes
+        if rows < length:  # no room for twice as many
+            assert batch == 1 and 4 * 8 * keys * 2 * rows > score_bytes
+
+
+def test_a_score_row_past_the_budget_is_held_alone():
+    assert chunk_size((3, 10, 8, 64), 4096, 100) == (1, 1)

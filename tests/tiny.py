@@ -1,8 +1,10 @@
 """Random models small enough for a test, one for each family, without torch."""
 
 import functools
+import zlib
 
 import jax
+import numpy as np
 
 from sdjax.config import (
     AutoencoderConfig,
@@ -12,7 +14,7 @@ from sdjax.config import (
     UNetConfig,
 )
 from sdjax.model import Model
-from sdjax.models import init_params
+from sdjax.models import abstract_params, init_params
 from sdjax.text.byte_vocabulary import byte_vocabulary
 
 TEXT = TextEncoderConfig(
@@ -51,12 +53,43 @@ VAE = AutoencoderConfig(
     attention_levels=(False,) * 4,
 )
 
-SD1 = ModelConfig(unet=UNET, vae=VAE, text_encoder=TEXT, sample_size=64)
+SD1 = ModelConfig(
+    unet=UNET,
+    vae=VAE,
+    text_encoder=TEXT,
+    schedule=ScheduleConfig(steps_offset=1),
+    sample_size=64,
+)
+SD2 = ModelConfig(
+    unet=UNetConfig(
+        block_out_channels=(64, 64),
+        layers_per_block=1,
+        transformer_depth=(1, 0),
+        num_heads=(1, 1),
+        context_dim=32,
+        linear_projection=True,
+        cross_attention_only=(False, False),
+    ),
+    vae=VAE,
+    text_encoder=TextEncoderConfig(
+        vocab_size=514,
+        width=32,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=64,
+        activation="gelu",
+        eos_token_id=513,
+        pad_token_id=0,
+    ),
+    schedule=ScheduleConfig(prediction_type="v_prediction", steps_offset=1),
+    sample_size=64,
+)
 SDXL = ModelConfig(
     unet=UNetConfig(
         block_out_channels=(32, 64),
         layers_per_block=1,
         transformer_depth=(0, 2),
+        mid_transformer_depth=2,
         num_heads=(2, 4),
         context_dim=64,
         linear_projection=True,
@@ -92,3 +125,23 @@ def tiny_model(config: ModelConfig = SD1) -> Model:
         {"tokenizer": files, "tokenizer_2": files},
         "tiny",
     )
+
+
+def numpy_params(config: ModelConfig):
+    """Weights that numpy draws from each parameter's name: the same on any machine."""
+
+    def draw(path, leaf):
+        name = "/".join(key.key for key in path)
+        normal = np.random.default_rng(zlib.crc32(name.encode())).standard_normal
+        values = normal(leaf.shape).astype(np.float32)
+        if name.endswith("kernel"):
+            return values / np.sqrt(np.prod(leaf.shape[:-1]))
+        return 1 + 0.1 * values if name.endswith("scale") else 0.1 * values
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+
+
+def numpy_model(config: ModelConfig) -> Model:
+    files = byte_vocabulary()
+    tokenizers = {"tokenizer": files, "tokenizer_2": files}
+    return Model(config, numpy_params(config), tokenizers, "numpy")

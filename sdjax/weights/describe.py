@@ -47,7 +47,7 @@ class Description:
 def describe(path: str | Path, *, variant: str | None = None) -> Description:
     """Reads config, counts, dtypes and hash of a model; nothing goes to a device.
 
-    Host memory: one tensor (an Orbax folder: a sixteenth of the model).
+    Host memory: one tensor (an Orbax folder: a 64th of the model).
 
     Raises:
         SdjaxError: if the model is malformed, lacks a tensor or has one too many.

@@ -72,7 +72,7 @@ def read(
 ) -> Checkpoint:
     """Reads a model, leaf by leaf onto the device.
 
-    Host memory: the largest leaf twice (Orbax: a sixteenth of the model), beside what
+    Host memory: the largest leaf twice (Orbax: a 64th of the model), beside what
     `device_put` keeps.
 
     Args:

@@ -53,8 +53,7 @@ def write(
             folder. "orbax" takes gs:// URLs.
         config: describes `params`.
         params: component -> tree.
-        tokenizers: component -> file name -> bytes; a single file has no place for
-            them.
+        tokenizers: component -> file name -> bytes; not for a single file.
         format: "diffusers", "single-file" (the original layout) or "orbax".
         dtype: to cast to; None: as they are.
         shard_size: bytes of a diffusers component after which it is split.
@@ -68,7 +67,6 @@ def write(
         raise SdjaxError(f"format is {format!r:.40}; it can be {', '.join(options)}")
     target = None if dtype is None else np.dtype(dtype)
     if format == "diffusers":
-        # A whole OpenCLIP tower loses here what a folder has no place for.
         reduced = folder_config(config)
         params, config = _without_spare(config, reduced, params), reduced
     leaves = {
@@ -85,12 +83,21 @@ def write(
         raise SdjaxError(f"{path}: only Orbax folders can be written to a URL")
     with _beside(Path(path)) as place:
         if format == "single-file":
-            with _flushed(place) as stream:
-                metadata = {"format": "pt", METADATA_KEY: json.dumps(to_json(config))}
-                outgoing = _original(config, leaves, target)
-                write_safetensors(stream, outgoing, metadata)
+            _write_single(place, config, leaves, target)
         else:
             _write_folder(place, config, leaves, tokenizers, target, shard_size)
+
+
+def _write_single(
+    place: Path,
+    config: ModelConfig,
+    leaves: dict[str, list[tuple[Entry, Any]]],
+    dtype: np.dtype | None,
+) -> None:
+    # Other readers pass over the config, which tells ours what tensors do not.
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(to_json(config))}
+    with _flushed(place) as stream:
+        write_safetensors(stream, _original(config, leaves, dtype), metadata)
 
 
 def _write_folder(
