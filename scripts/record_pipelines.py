@@ -18,7 +18,6 @@ import torch
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import sdjax  # noqa: E402
 from recorded_pipelines import (  # noqa: E402
     CASES,
     FAMILIES,
@@ -29,6 +28,8 @@ from recorded_pipelines import (  # noqa: E402
     noise,
 )
 from tiny import numpy_model  # noqa: E402
+
+import sdjax  # noqa: E402
 
 
 def draw(pipe, family, scheduler, guidance, rescale, steps):

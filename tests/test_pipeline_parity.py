@@ -285,6 +285,36 @@ def test_sdxl_without_a_negative_prompt_is_guided_by_zeros(pair):
     assert np.max(np.abs(got - want)) <= 1e-4 * np.max(np.abs(want))
 
 
+@pytest.mark.parametrize("pair", ["sd1"], indirect=True)
+def test_a_scheduler_config_that_diffusers_puts_right(pair, tmp_path):
+    pipe, _, _ = pair
+    folder = tmp_path / "model"
+    pipe.scheduler = diffusers.DDIMScheduler()  # steps_offset 0, clip_sample true
+    pipe.save_pretrained(folder)
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    latents = noise((1, 8, 8, 4), 1)
+    want = loaded(
+        "a fox",
+        latents=to_torch(latents),
+        num_inference_steps=STEPS,
+        output_type="latent",
+        height=64,
+        width=64,
+    ).images.numpy()
+    got = sdjax.generate(
+        "a fox",
+        model=sdjax.load(folder),
+        latents=latents,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        height=64,
+        width=64,
+    )
+    want = np.moveaxis(want, 1, -1)
+    assert np.max(np.abs(got - want)) <= 1e-4 * np.max(np.abs(want))
+
+
 @pytest.mark.parametrize("skip", [1, 2])
 @pytest.mark.parametrize("pair", FAMILIES, indirect=True)
 def test_clip_skip(pair, skip):

@@ -4,6 +4,7 @@ Defaults are those of the classes that wrote the files, so old files that lack a
 mean what they meant then. A value that sdjax does not implement is an error.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from sdjax.config import (
     AutoencoderConfig,
     ModelConfig,
+    ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
 )
@@ -19,6 +21,12 @@ from sdjax.weights.json_file import Fields, parse_json, read_json
 from sdjax.weights.limits import MAX_LAYERS, MAX_LEVELS, check_limits
 from sdjax.weights.schedule_config import read_schedule
 
+CORRECTING_PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionDepth2ImgPipeline",
+)
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -96,13 +104,25 @@ def read_folder_config(folder: Path) -> ModelConfig:
         vae=vae,
         text_encoder=towers.get("text_encoder"),
         text_encoder_2=towers.get("text_encoder_2"),
-        schedule=read_schedule(folder / "scheduler" / "scheduler_config.json"),
+        schedule=_schedule(folder, index.get("_class_name")),
         sample_size=latent[0] * vae.downsample_factor,
         zero_empty_negative=is_xl and flags.flag("force_zeros_for_empty_prompt", True),
         aesthetic_score=is_xl and flags.flag("requires_aesthetics_score"),
     )
     check_limits(config, str(folder))
     return config
+
+
+def _schedule(folder: Path, pipeline: Any) -> ScheduleConfig:
+    """The scheduler's config, as the pipeline of diffusers puts it right.
+
+    Whatever the file says, those of SD 1 and 2 set steps_offset to 1 and clip_sample to
+    false.
+    """
+    schedule = read_schedule(folder / "scheduler" / "scheduler_config.json")
+    if pipeline in CORRECTING_PIPELINES:
+        return dataclasses.replace(schedule, steps_offset=1, clip_sample=False)
+    return schedule
 
 
 def _components(index: Mapping[str, Any], file: Path) -> dict[str, str]:
