@@ -7,7 +7,7 @@ import os
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from sdjax import parallel, weights
+from sdjax import cache, parallel, weights
 from sdjax.config import ModelConfig, PredictionType, TextEncoderConfig
 from sdjax.errors import SdjaxError
 from sdjax.text import Tokenizer, read_tokenizer_files
@@ -85,8 +85,15 @@ class Model:
 
     @functools.cached_property
     def hash(self) -> str:
-        """What tells this model's weights from others'; reads them all once."""
-        return weights.describe(self.path, variant=self.variant).hash
+        """What tells this model's weights from others'.
+
+        Reads them all, unless it is known from before and no file has changed.
+        """
+        return cache.remembered(
+            self.path,
+            f"hash of variant {self.variant}",
+            lambda: weights.describe(self.path, variant=self.variant).hash,
+        )
 
 
 def load(

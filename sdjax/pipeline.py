@@ -1,10 +1,11 @@
 """From prompts to pictures: `prepare` makes a program's inputs, `generate` runs it."""
 
+import contextlib
 import functools
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -15,12 +16,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Shaped
 from tqdm import tqdm
 
-from sdjax import diffusion, parallel
-from sdjax.compilation import enable_cache
+from sdjax import arguments, diffusion, parallel
+from sdjax.cache import enable_compilation_cache
 from sdjax.config import ModelConfig, ScheduleConfig
 from sdjax.errors import SdjaxError
 from sdjax.model import Model, load
-from sdjax.program import Dtype, SampleConfig, SampleInputs, sample
+from sdjax.program import Dtype, OutputType, SampleConfig, SampleInputs, sample
 from sdjax.progress import Listener, listening, report
 
 DEFAULT_SAMPLER = "dpmpp_2m"
@@ -66,60 +67,43 @@ def prepare(
     Raises:
         SdjaxError: if an argument is out of range.
     """
-    prompts = _repeat(_as_list(prompt, "prompt"), num_images_per_prompt)
+    prompts = _repeated(prompt, "prompt", num_images_per_prompt)
     batch = len(prompts)
-    config = SampleConfig(
-        model=model.config,
-        height=height if height is not None else model.config.sample_size,
-        width=width if width is not None else model.config.sample_size,
-        dtype=dtype or default_dtype(model),
-        clip_skip=clip_skip,
-        output_type=output_type,
-    )
-    _check(config)
+    config = _config(model, height, width, dtype, clip_skip, output_type)
     schedule = model.config.schedule
-    sampler = sampler or schedule.sampler or DEFAULT_SAMPLER
+    if sampler is None:
+        sampler = schedule.sampler or DEFAULT_SAMPLER
+    tableau = _tableau(schedule, sampler, num_inference_steps, eta, pad)
     distilled = model.config.unet.guidance_dim is not None
     guided = guidance_scale is not None and not distilled
-    scale = 1.0 if guidance_scale is None else guidance_scale
+    scale = 1.0
+    if guidance_scale is not None:
+        scale = arguments.real(guidance_scale, "guidance_scale")
+    rescale = arguments.real(guidance_rescale, "guidance_rescale", 0, 1)
     size = negative_size = None
     if model.config.unet.vector == "add_embedding":
         size = _size(config, batch, AESTHETIC_SCORE)
         negative_size = _size(config, batch, NEGATIVE_AESTHETIC_SCORE)
     inputs = SampleInputs(
-        tokens=_tokenize(model, prompts),
+        tokens=_tokenize(model, prompts, "prompt"),
         negative_tokens=None,
         negative_is_zero=None,
-        key=_key_words(seed) if key is None else key,
-        image_indices=_indices(image_indices, batch),
-        tableau=diffusion.tableau(
-            schedule,
-            sampler,
-            num_inference_steps,
-            eta=eta,
-            pad=pad,
-        ),
+        key=arguments.key_words(seed) if key is None else arguments.root_key(key),
+        image_indices=arguments.indices(image_indices, batch),
+        tableau=tableau,
         clip=_clip(schedule, sampler),
         guidance_scale=_for_each(batch, scale),
-        guidance_rescale=_for_each(batch, guidance_rescale),
+        guidance_rescale=_for_each(batch, rescale),
         size=size,
-        latents=_given(latents, (batch, *config.latent_shape), "latents"),
-        noise=_given(noise, (None, batch, *config.latent_shape), "noise"),
+        latents=_latents(latents, config, batch),
+        noise=_noise(noise, config, batch, tableau),
     )
     if not guided:
         return inputs, config
-    negative = _as_list("" if negative_prompt is None else negative_prompt, "negative")
-    if len(negative) == 1:
-        negative *= batch // num_images_per_prompt
-    negative = _repeat(negative, num_images_per_prompt)
-    if len(negative) != batch:
-        raise SdjaxError(
-            f"{len(negative) // num_images_per_prompt} negative prompts do not fit "
-            f"{batch // num_images_per_prompt} prompts: give one, or one for each"
-        )
+    negative = _negative(negative_prompt, batch, num_images_per_prompt)
     zero = negative_prompt is None and model.config.zero_empty_negative
     inputs = inputs._replace(
-        negative_tokens=_tokenize(model, negative),
+        negative_tokens=_tokenize(model, negative, "negative prompt"),
         negative_is_zero=_for_each(batch, zero),
         negative_size=negative_size,
     )
@@ -228,7 +212,7 @@ def run(
     show: bool = False,
 ) -> np.ndarray:
     """Compiles `sample` where it must, runs it over the mesh and waits for it."""
-    enable_cache()
+    enable_compilation_cache()
     batch = len(inputs.image_indices)
     if mesh is None:
         mesh = parallel.make_mesh(jax.local_devices()[:batch])
@@ -241,7 +225,7 @@ def run(
         def on_step(step: int) -> None:
             bar.update(step - bar.n)
 
-        with listening(on_step) as listener:
+        with _enough_memory(config, batch), listening(on_step) as listener:
             images = run_program(
                 params,
                 inputs,
@@ -267,6 +251,20 @@ def run_program(params, inputs, number, *, config, mesh, platform):
     return parallel.data_parallel(program, mesh, _specs(inputs))(params, inputs)
 
 
+@contextlib.contextmanager
+def _enough_memory(config: SampleConfig, batch: int) -> Iterator[None]:
+    """Says what was too large for the device."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise SdjaxError(
+            f"{batch} images of {config.height} x {config.width} in {config.dtype} "
+            "need more memory than there is: make fewer at once, or smaller ones"
+        ) from error
+
+
 def _wait(images: jax.Array, listener: Listener) -> None:
     """Waits for a result such that Ctrl-C is heard, and stops the loop on it."""
     try:
@@ -278,6 +276,8 @@ def _wait(images: jax.Array, listener: Listener) -> None:
         raise
     if listener.error is not None:
         raise listener.error
+    # Raises what failed on the device; reading the array instead may end the process.
+    images.block_until_ready()
 
 
 def _specs(inputs: SampleInputs) -> Any:
@@ -317,32 +317,78 @@ def default_dtype(model: Model) -> Dtype:
 def _as_model(model: Model | str | os.PathLike | None) -> Model:
     if model is None:
         raise SdjaxError("model is missing: pass one from sdjax.load, or its path")
-    return model if isinstance(model, Model) else load(model)
+    if isinstance(model, str | os.PathLike):
+        return load(model)
+    if not isinstance(model, Model):
+        raise SdjaxError(
+            f"model is {model!r:.80}, but must be one from sdjax.load, or its path"
+        )
+    return model
 
 
-def _as_list(prompt: Prompts, name: str) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise SdjaxError(f"{name} is an empty list: give at least one string")
-    return prompts
+def _repeated(prompts: Prompts, name: str, times: int) -> list[str]:
+    """Each prompt as often as it has images."""
+    listed = arguments.strings(prompts, name)
+    most = arguments.MAX_IMAGES // len(listed)
+    times = arguments.whole(times, "num_images_per_prompt", 1, most)
+    return [prompt for prompt in listed for _ in range(times)]
 
 
-def _repeat(prompts: list[str], times: int) -> list[str]:
-    return [prompt for prompt in prompts for _ in range(times)]
+def _negative(prompts: Prompts | None, batch: int, times: int) -> list[str]:
+    """The negative prompt of each image."""
+    given = "" if prompts is None else prompts
+    negative = _repeated(given, "negative_prompt", times)
+    if len(negative) == times:
+        negative *= batch // times
+    if len(negative) != batch:
+        raise SdjaxError(
+            f"{len(negative) // times} negative prompts do not fit "
+            f"{batch // times} prompts: give one, or one for each"
+        )
+    return negative
 
 
-def _check(config: SampleConfig) -> None:
-    """Refuses what this program cannot draw."""
-    factor = config.model.vae.downsample_factor
-    for name, side in (("height", config.height), ("width", config.width)):
-        if side <= 0 or side % factor:
-            nearest = max(factor, round(side / factor) * factor)
-            raise SdjaxError(
-                f"{name} {side} is not divisible by {factor}: try {nearest}"
-            )
-    if config.clip_skip < 0:
-        raise SdjaxError(f"clip_skip is {config.clip_skip}, but must be at least 0")
-    _check_text_to_image(config.model)
+def _config(
+    model: Model,
+    height: int | None,
+    width: int | None,
+    dtype: Any,
+    clip_skip: int,
+    output_type: str,
+) -> SampleConfig:
+    """What the program is fixed to; refuses what it cannot draw."""
+    factor = model.config.vae.downsample_factor
+    sizes = {
+        name: arguments.side(
+            model.config.sample_size if given is None else given, name, factor
+        )
+        for name, given in (("height", height), ("width", width))
+    }
+    if dtype is None:
+        dtype = default_dtype(model)
+    towers = model.config.text_encoders.values()
+    spare = [t.num_layers - 1 - (t.states == "penultimate") for t in towers]
+    _check_text_to_image(model.config)
+    return SampleConfig(
+        model=model.config,
+        **sizes,
+        dtype=arguments.dtype_name(dtype, get_args(Dtype)),
+        clip_skip=arguments.whole(clip_skip, "clip_skip", 0, max(0, min(spare))),
+        output_type=arguments.one_of(output_type, "output_type", get_args(OutputType)),
+    )
+
+
+def _tableau(
+    schedule: ScheduleConfig, sampler: str, steps: int, eta: float | None, pad: bool
+) -> diffusion.Tableau:
+    if not isinstance(sampler, str):
+        raise SdjaxError(f"sampler is {sampler!r:.80}, but must be a name as 'ddim'")
+    steps = arguments.whole(
+        steps, "num_inference_steps", 1, schedule.num_train_timesteps
+    )
+    if eta is not None:
+        eta = arguments.real(eta, "eta", 0, 1)
+    return diffusion.tableau(schedule, sampler, steps, eta=eta, pad=pad)
 
 
 def _check_text_to_image(model: ModelConfig) -> None:
@@ -359,7 +405,7 @@ def _check_text_to_image(model: ModelConfig) -> None:
         )
 
 
-def _tokenize(model: Model, prompts: list[str]) -> dict[str, Any]:
+def _tokenize(model: Model, prompts: list[str], name: str) -> dict[str, Any]:
     """Ids for each tower; warns of words that do not fit."""
     tokens = {}
     dropped: dict[str, tuple[str, int]] = {}  # by prompt: words, limit
@@ -371,7 +417,7 @@ def _tokenize(model: Model, prompts: list[str]) -> dict[str, Any]:
                 dropped[prompt] = words, encoded.ids.shape[1]
     for words, limit in dropped.values():
         warnings.warn(
-            f"the prompt is longer than {limit} tokens; dropped: {words}", stacklevel=4
+            f"the {name} is longer than {limit} tokens; dropped: {words}", stacklevel=4
         )
     return tokens
 
@@ -388,23 +434,6 @@ def _clip(schedule: ScheduleConfig, sampler: str) -> Any:
     return np.float32(np.inf if limit is None else limit)
 
 
-def _key_words(seed: int) -> Any:
-    """The two words of `jax.random.key(seed)`, for all of its 64 bits."""
-    if not 0 <= seed < 2**64:
-        raise SdjaxError(f"seed is {seed}, but must be in [0, 2**64)")
-    return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-
-
-def _indices(image_indices: Sequence[int] | None, batch: int) -> Any:
-    if image_indices is None:
-        return np.arange(batch, dtype=np.int32)
-    if len(image_indices) != batch:
-        raise SdjaxError(
-            f"image_indices has {len(image_indices)} numbers for {batch} images"
-        )
-    return np.array(image_indices, np.int32)
-
-
 def _size(config: SampleConfig, batch: int, score: float) -> Any:
     """SDXL's picture of the picture: drawn at its full size, nothing cropped."""
     row = [config.height, config.width, 0, 0]
@@ -412,13 +441,19 @@ def _size(config: SampleConfig, batch: int, score: float) -> Any:
     return np.tile(np.array(row, np.float32), (batch, 1))
 
 
-def _given(array: Any, shape: tuple[int | None, ...], name: str) -> Any:
-    """Checks an array that the caller hands in."""
-    if array is None:
+def _latents(latents: Any, config: SampleConfig, batch: int) -> Any:
+    if latents is None:
         return None
-    if len(array.shape) != len(shape) or any(
-        want not in (None, have) for want, have in zip(shape, array.shape, strict=True)
-    ):
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise SdjaxError(f"{name} has shape {array.shape}, but must be ({wanted})")
-    return array
+    return arguments.array(latents, "latents", (batch, *config.latent_shape))
+
+
+def _noise(
+    noise: Any, config: SampleConfig, batch: int, tableau: diffusion.Tableau
+) -> Any:
+    if noise is None:
+        return None
+    noise = arguments.array(noise, "noise", (None, batch, *config.latent_shape))
+    rows = len(tableau.step) if tableau.num_rows is None else int(tableau.num_rows)
+    if len(noise) < rows:
+        raise SdjaxError(f"noise has {len(noise)} rows, but the sampler makes {rows}")
+    return noise

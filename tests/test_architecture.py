@@ -21,12 +21,12 @@ MAY_IMPORT = {
     "recipe": FOUNDATION | {"__init__"},
     "parallel": FOUNDATION,
     "progress": FOUNDATION,
-    "compilation": FOUNDATION,
+    "cache": FOUNDATION,
     "weights": FOUNDATION | {"models"},
-    "model": FOUNDATION | {"weights", "text", "parallel"},
+    "model": FOUNDATION | {"cache", "weights", "text", "parallel"},
     "program": FOUNDATION | {"models", "diffusion"},
     "pipeline": FOUNDATION
-    | {"model", "program", "diffusion", "parallel", "progress", "compilation"},
+    | {"model", "program", "diffusion", "parallel", "progress", "cache"},
     "cli": None,  # anything
 }
 

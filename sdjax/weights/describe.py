@@ -64,7 +64,7 @@ def describe(path: str | Path, *, variant: str | None = None) -> Description:
         for component in sorted(sources):
             for source in sorted(sources[component], key=lambda s: s.entry.key):
                 name = f"{component}.{source.entry.key}"
-                _hash_array(hasher, name, from_leaf(source.entry, source.read()))
+                _hash_array(hasher, name, source.read_torch())
         digest = hasher.hexdigest()
     return Description(
         format=kind,

@@ -43,6 +43,13 @@ class Source(NamedTuple):
             return array.reshape(self.entry.leaf_shape)
         return to_leaf(self.entry, array.reshape(self.entry.shape))
 
+    def read_torch(self) -> np.ndarray:
+        """Reads the leaf, in torch's layout."""
+        array = self.tensor.read()
+        if self.transposed:
+            return np.ascontiguousarray(array.reshape(self.entry.leaf_shape).T)
+        return array.reshape(self.entry.shape)
+
 
 def text_layout(config: ModelConfig, component: str) -> text_names.TextLayout:
     """How a text tower is laid out in a single file of this model."""
