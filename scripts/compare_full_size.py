@@ -138,7 +138,9 @@ def run(*command: str, cache: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokenizer", help="folder with CLIP's vocab.json")
+    parser.add_argument(
+        "--tokenizer", required=True, help="folder with CLIP's vocab.json"
+    )
     parser.add_argument("--workdir", type=pathlib.Path)
     parser.add_argument("--only", choices=["write", "diffusers", "sdjax"])
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python scripts/compile_for_tpu.py sd15 v5e:2x2
 
 Needs the `tpu` extra. Prints compile time, memory per core, FLOPs and bytes, the sum
-of the compiler's own cycle estimates, and the collectives with where they stand.
+of the compiler's own cycle estimates, and the collectives, of which there are none.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax import parallel, pipeline, presets
+from sdjax import parallel, pipeline, presets, runner
 from sdjax.config import ModelConfig
 from sdjax.model import Model
 from sdjax.models import abstract_params
@@ -34,7 +34,7 @@ MODELS = {
     "sdxl": presets.SDXL_BASE,
 }
 COLLECTIVE = re.compile(
-    r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("
 )
 
@@ -60,7 +60,7 @@ def compile_for(
         num_images_per_prompt=samples_per_device * len(devices),
         dtype="bfloat16",
     )
-    lowered = pipeline.run_program.lower(
+    lowered = runner.run_program.lower(
         params, inputs, np.int32(0), config=settings, mesh=mesh, platform=None
     )
     return lowered.compile()

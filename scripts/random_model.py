@@ -10,6 +10,7 @@ knows single bytes.
 
 import argparse
 import dataclasses
+import os
 
 import jax
 
@@ -67,6 +68,9 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if os.path.exists(os.path.join(arguments.folder, "model_index.json")):
+        print(f"{arguments.folder} is there already")
+        return
     config = with_byte_vocabulary(MODELS[arguments.model])
     files = {
         name.replace("text_encoder", "tokenizer"): byte_vocabulary()

@@ -4,7 +4,6 @@ Each function returns the value in the one form that the program takes, or raise
 `SdjaxError` naming the argument, its value and what would be right.
 """
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from sdjax.config import ModelConfig
 from sdjax.errors import SdjaxError
 
 MAX_IMAGES = 2**16
@@ -33,6 +34,25 @@ def strings(value: Any, name: str) -> list[str]:
         if not isinstance(one, str):
             raise SdjaxError(f"{name} must hold strings, not {one!r:.80}")
     return values
+
+
+def prompts(value: Any, name: str, times: Any) -> list[str]:
+    """Each prompt as often as it has images."""
+    listed = strings(value, name)
+    times = whole(times, "num_images_per_prompt", 1, MAX_IMAGES // len(listed))
+    return [prompt for prompt in listed for _ in range(times)]
+
+
+def negative_prompts(value: Any, batch: int, times: int) -> list[str]:
+    """The negative prompt of each image: one for all, or one for each prompt."""
+    listed = strings("" if value is None else value, "negative_prompt")
+    wanted = batch // times
+    if len(listed) not in (1, wanted):
+        raise SdjaxError(
+            f"{len(listed)} negative prompts do not fit {wanted} prompts: give one, or "
+            "one for each"
+        )
+    return prompts(listed * (wanted // len(listed)), "negative_prompt", times)
 
 
 def whole(value: Any, name: str, least: int, most: int) -> int:
@@ -122,8 +142,23 @@ def array(value: Any, name: str, shape: tuple[int | None, ...]) -> Any:
         raise SdjaxError(f"{name} has dtype {value.dtype}, but must be floats")
     with np.errstate(over="ignore"):
         value = value.astype(np.float32)
-    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+    if not isinstance(value, Tracer) and not np.isfinite(value).all():
         raise SdjaxError(f"{name} has values that are NaN or infinite")
+    return value
+
+
+def latents(value: Any, shape: tuple[int, ...]) -> Any:
+    """Noise to start from, or None."""
+    return None if value is None else array(value, "latents", shape)
+
+
+def noise(value: Any, shape: tuple[int, ...], rows: int) -> Any:
+    """Noise for the rows of a sampler, at least `rows` of them, or None."""
+    if value is None:
+        return None
+    value = array(value, "noise", (None, *shape))
+    if len(value) < rows:
+        raise SdjaxError(f"noise has {len(value)} rows, but the sampler takes {rows}")
     return value
 
 
@@ -131,9 +166,24 @@ def side(value: Any, name: str, factor: int) -> int:
     """Height or width in pixels, a multiple of the autoencoder's factor."""
     pixels = whole(value, name, 1, MAX_SIDE)
     if pixels % factor:
-        nearest = max(factor, math.floor(pixels / factor + 0.5) * factor)
+        nearest = max(factor, round(pixels / factor) * factor)
         raise SdjaxError(f"{name} {pixels} is not divisible by {factor}: try {nearest}")
     return pixels
+
+
+def check_text_to_image(model: ModelConfig) -> None:
+    """Refuses models that want more than a text."""
+    extra = model.unet.in_channels - model.vae.latent_channels
+    if extra:
+        raise SdjaxError(
+            f"this model's U-Net takes {extra} more channels than a latent has "
+            "(inpainting, depth or upscaling): text alone cannot drive it"
+        )
+    if model.unet.vector not in (None, "add_embedding"):
+        raise SdjaxError(
+            f"this model's U-Net takes a {model.unet.vector} (an image or a noise "
+            "level): text alone cannot drive it"
+        )
 
 
 def _wrong(name: str, value: Any, wanted: str) -> SdjaxError:

@@ -68,8 +68,9 @@ class Model:
         return tokenizer
 
     def replicated(self, mesh: Mesh) -> Params:
-        """The parameters on every device of `mesh`, copied there once."""
+        """The parameters on every device of `mesh`; kept until another mesh is used."""
         if mesh not in self._replicas:
+            self._replicas.clear()
             self._replicas[mesh] = parallel.replicate(self.params, mesh)
         return self._replicas[mesh]
 
@@ -118,12 +119,16 @@ def load(
         SdjaxError: if the path is no such model, or is damaged.
     """
     path = os.fspath(path)
+    given = None if tokenizer is None else read_tokenizer_files(tokenizer)
     checkpoint = weights.read(
-        path, dtype=dtype, variant=variant, prediction_type=prediction_type
+        path,
+        dtype=dtype,
+        variant=variant,
+        prediction_type=prediction_type,
+        needs_tokenizers=given is None,
     )
     files = dict(checkpoint.tokenizers)
-    if tokenizer is not None:
-        given = read_tokenizer_files(tokenizer)
+    if given is not None:
         files.update(
             {TOKENIZER_OF[name]: given for name in checkpoint.config.text_encoders}
         )

@@ -40,7 +40,7 @@ def data_parallel(function: Callable[..., Any], mesh: Mesh, specs: Any) -> Calla
     Args:
         function: rows of its result depend on the same rows of its inputs alone.
         mesh: samples are split over "data"; parameters are replicated.
-        specs: a PartitionSpec for each leaf of inputs, as `batch_specs` gives them.
+        specs: a PartitionSpec for each leaf of inputs.
     """
     if mesh.size == 1:
         return function

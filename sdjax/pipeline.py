@@ -1,32 +1,25 @@
 """From prompts to pictures: `prepare` makes a program's inputs, `generate` runs it."""
 
-import contextlib
-import functools
 import os
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Shaped
-from tqdm import tqdm
 
 from sdjax import arguments, diffusion, parallel
-from sdjax.cache import enable_compilation_cache
-from sdjax.config import ModelConfig, ScheduleConfig
+from sdjax.config import ScheduleConfig
 from sdjax.errors import SdjaxError
 from sdjax.model import Model, load
-from sdjax.program import Dtype, OutputType, SampleConfig, SampleInputs, sample
-from sdjax.progress import Listener, listening, report
+from sdjax.program import Dtype, OutputType, SampleConfig, SampleInputs
+from sdjax.runner import run
 
 DEFAULT_SAMPLER = "dpmpp_2m"
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-POLL_SECONDS = 0.02
 
 Prompts = str | Sequence[str]
 
@@ -67,13 +60,14 @@ def prepare(
     Raises:
         SdjaxError: if an argument is out of range.
     """
-    prompts = _repeated(prompt, "prompt", num_images_per_prompt)
+    prompts = arguments.prompts(prompt, "prompt", num_images_per_prompt)
     batch = len(prompts)
     config = _config(model, height, width, dtype, clip_skip, output_type)
     schedule = model.config.schedule
     if sampler is None:
         sampler = schedule.sampler or DEFAULT_SAMPLER
     tableau = _tableau(schedule, sampler, num_inference_steps, eta, pad)
+    shape = (batch, *config.latent_shape)
     distilled = model.config.unet.guidance_dim is not None
     guided = guidance_scale is not None and not distilled
     scale = 1.0
@@ -95,12 +89,12 @@ def prepare(
         guidance_scale=_for_each(batch, scale),
         guidance_rescale=_for_each(batch, rescale),
         size=size,
-        latents=_latents(latents, config, batch),
-        noise=_noise(noise, config, batch, tableau),
+        latents=arguments.latents(latents, shape),
+        noise=arguments.noise(noise, shape, _noisy_rows(tableau)),
     )
     if not guided:
         return inputs, config
-    negative = _negative(negative_prompt, batch, num_images_per_prompt)
+    negative = arguments.negative_prompts(negative_prompt, batch, num_images_per_prompt)
     zero = negative_prompt is None and model.config.zero_empty_negative
     inputs = inputs._replace(
         negative_tokens=_tokenize(model, negative, "negative prompt"),
@@ -131,13 +125,13 @@ def generate(
     dtype: Dtype | None = None,
     output_type: Literal["uint8", "float", "latent", "pil"] = "uint8",
     mesh: Mesh | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Any:
     """Draws pictures of prompts.
 
     The first call for a model, batch and size compiles one program; prompt, negative
     prompt, seed, scales, sampler, steps and η are its inputs. Ctrl-C stops it within
-    one step.
+    one step; without a progress bar, on a GPU or TPU, the device finishes alone.
 
     Args:
         prompt: one, or several that become one batch.
@@ -167,7 +161,8 @@ def generate(
         output_type: "uint8", "float" in [0, 1], "latent" (times the scaling factor),
             or "pil".
         mesh: devices to spread the batch over its "data" axis; None: the local ones.
-        progress: shows a bar on standard error.
+        progress: shows a bar on standard error. On a GPU or TPU this keeps the program
+            out of the persistent compilation cache.
 
     Returns:
         Images [N, height, width, 3] as numpy, latents [N, h, w, C], or a list of
@@ -177,6 +172,10 @@ def generate(
         SdjaxError: if an argument is out of range.
     """
     model = _as_model(model)
+    arguments.one_of(output_type, "output_type", (*get_args(OutputType), "pil"))
+    mesh = parallel.make_mesh() if mesh is None else mesh
+    if dtype is None:
+        dtype = default_dtype(model, mesh.devices.flat[0].platform)
     inputs, config = prepare(
         prompt,
         model=model,
@@ -203,113 +202,13 @@ def generate(
     return images
 
 
-def run(
-    model: Model,
-    inputs: SampleInputs,
-    config: SampleConfig,
-    *,
-    mesh: Mesh | None = None,
-    show: bool = False,
-) -> np.ndarray:
-    """Compiles `sample` where it must, runs it over the mesh and waits for it."""
-    enable_compilation_cache()
-    batch = len(inputs.image_indices)
-    if mesh is None:
-        mesh = parallel.make_mesh(jax.local_devices()[:batch])
-    inputs = _pad_batch(inputs, parallel.padded(batch, mesh) - batch)
-    params = model.params if mesh.size == 1 else model.replicated(mesh)
-    platform = mesh.devices.flat[0].platform
-    total = int(np.max(inputs.tableau.step)) + 1
-    with tqdm(total=total, disable=not show) as bar:
+def default_dtype(model: Model, platform: str | None = None) -> Dtype:
+    """The type that the networks compute in, from the one they are stored in.
 
-        def on_step(step: int) -> None:
-            bar.update(step - bar.n)
-
-        with _enough_memory(config, batch), listening(on_step) as listener:
-            images = run_program(
-                params,
-                inputs,
-                np.int32(listener.number),
-                config=config,
-                mesh=mesh,
-                platform=platform if show or platform == "cpu" else None,
-            )
-            _wait(images, listener)
-    return np.asarray(images)[:batch]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mesh", "platform"))
-def run_program(params, inputs, number, *, config, mesh, platform):
-    """The one program. `platform` None: without reports, so that it can be cached."""
-
-    def program(params, inputs):
-        on_step = None
-        if platform is not None:
-            on_step = functools.partial(report, number, platform=platform)
-        return sample(params, inputs, config=config, on_step=on_step)
-
-    return parallel.data_parallel(program, mesh, _specs(inputs))(params, inputs)
-
-
-@contextlib.contextmanager
-def _enough_memory(config: SampleConfig, batch: int) -> Iterator[None]:
-    """Says what was too large for the device."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise SdjaxError(
-            f"{batch} images of {config.height} x {config.width} in {config.dtype} "
-            "need more memory than there is: make fewer at once, or smaller ones"
-        ) from error
-
-
-def _wait(images: jax.Array, listener: Listener) -> None:
-    """Waits for a result such that Ctrl-C is heard, and stops the loop on it."""
-    try:
-        while not images.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        listener.stop = True
-        images.block_until_ready()
-        raise
-    if listener.error is not None:
-        raise listener.error
-    # Raises what failed on the device; reading the array instead may end the process.
-    images.block_until_ready()
-
-
-def _specs(inputs: SampleInputs) -> Any:
-    """How each input is split over the mesh: by image, where it has one per image."""
-    whole = {"key": P(), "tableau": P(), "clip": P(), "noise": P(None, "data")}
-    return SampleInputs(
-        **{
-            name: jax.tree.map(lambda _, name=name: whole.get(name, P("data")), value)
-            for name, value in inputs._asdict().items()
-        }
-    )
-
-
-def _pad_batch(inputs: SampleInputs, extra: int) -> SampleInputs:
-    """Repeats the last image `extra` times."""
-    if extra == 0:
-        return inputs
-
-    def pad(array, spec):
-        if "data" not in spec:
-            return array
-        axis = list(spec).index("data")
-        last = np.take(array, [-1] * extra, axis=axis)
-        return np.concatenate([array, last], axis=axis)
-
-    return jax.tree.map(pad, inputs, _specs(inputs))
-
-
-def default_dtype(model: Model) -> Dtype:
-    """The type that the networks compute in, from the one they are stored in."""
+    `platform` is the one they run on, "cpu", "gpu" or "tpu"; None: JAX's own choice.
+    """
     stored = jax.tree.leaves(model.params["unet"])[0].dtype.name
-    if stored == "float16" and jax.default_backend() != "gpu":
+    if stored == "float16" and (platform or jax.default_backend()) != "gpu":
         return "float32"
     return stored if stored in get_args(Dtype) else "float32"
 
@@ -324,28 +223,6 @@ def _as_model(model: Model | str | os.PathLike | None) -> Model:
             f"model is {model!r:.80}, but must be one from sdjax.load, or its path"
         )
     return model
-
-
-def _repeated(prompts: Prompts, name: str, times: int) -> list[str]:
-    """Each prompt as often as it has images."""
-    listed = arguments.strings(prompts, name)
-    most = arguments.MAX_IMAGES // len(listed)
-    times = arguments.whole(times, "num_images_per_prompt", 1, most)
-    return [prompt for prompt in listed for _ in range(times)]
-
-
-def _negative(prompts: Prompts | None, batch: int, times: int) -> list[str]:
-    """The negative prompt of each image."""
-    given = "" if prompts is None else prompts
-    negative = _repeated(given, "negative_prompt", times)
-    if len(negative) == times:
-        negative *= batch // times
-    if len(negative) != batch:
-        raise SdjaxError(
-            f"{len(negative) // times} negative prompts do not fit "
-            f"{batch // times} prompts: give one, or one for each"
-        )
-    return negative
 
 
 def _config(
@@ -368,7 +245,7 @@ def _config(
         dtype = default_dtype(model)
     towers = model.config.text_encoders.values()
     spare = [t.num_layers - 1 - (t.states == "penultimate") for t in towers]
-    _check_text_to_image(model.config)
+    arguments.check_text_to_image(model.config)
     return SampleConfig(
         model=model.config,
         **sizes,
@@ -391,21 +268,12 @@ def _tableau(
     return diffusion.tableau(schedule, sampler, steps, eta=eta, pad=pad)
 
 
-def _check_text_to_image(model: ModelConfig) -> None:
-    extra = model.unet.in_channels - model.vae.latent_channels
-    if extra:
-        raise SdjaxError(
-            f"this model's U-Net takes {extra} more channels than a latent has "
-            "(inpainting, depth or upscaling): text alone cannot drive it"
-        )
-    if model.unet.vector not in (None, "add_embedding"):
-        raise SdjaxError(
-            f"this model's U-Net takes a {model.unet.vector} (an image or a noise "
-            "level): text alone cannot drive it"
-        )
+def _noisy_rows(tableau: diffusion.Tableau) -> int:
+    """Rows up to the last that adds noise."""
+    return 1 + int(np.max(np.nonzero(tableau.update[..., -1])[0], initial=-1))
 
 
-def _tokenize(model: Model, prompts: list[str], name: str) -> dict[str, Any]:
+def _tokenize(model: Model, prompts: list[str], what: str) -> dict[str, Any]:
     """Ids for each tower; warns of words that do not fit."""
     tokens = {}
     dropped: dict[str, tuple[str, int]] = {}  # by prompt: words, limit
@@ -417,7 +285,7 @@ def _tokenize(model: Model, prompts: list[str], name: str) -> dict[str, Any]:
                 dropped[prompt] = words, encoded.ids.shape[1]
     for words, limit in dropped.values():
         warnings.warn(
-            f"the {name} is longer than {limit} tokens; dropped: {words}", stacklevel=4
+            f"the {what} is longer than {limit} tokens; dropped: {words}", stacklevel=4
         )
     return tokens
 
@@ -439,21 +307,3 @@ def _size(config: SampleConfig, batch: int, score: float) -> Any:
     row = [config.height, config.width, 0, 0]
     row += [score] if config.model.aesthetic_score else [config.height, config.width]
     return np.tile(np.array(row, np.float32), (batch, 1))
-
-
-def _latents(latents: Any, config: SampleConfig, batch: int) -> Any:
-    if latents is None:
-        return None
-    return arguments.array(latents, "latents", (batch, *config.latent_shape))
-
-
-def _noise(
-    noise: Any, config: SampleConfig, batch: int, tableau: diffusion.Tableau
-) -> Any:
-    if noise is None:
-        return None
-    noise = arguments.array(noise, "noise", (None, batch, *config.latent_shape))
-    rows = len(tableau.step) if tableau.num_rows is None else int(tableau.num_rows)
-    if len(noise) < rows:
-        raise SdjaxError(f"noise has {len(noise)} rows, but the sampler makes {rows}")
-    return noise

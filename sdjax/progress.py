@@ -20,6 +20,9 @@ import numpy as np
 from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Int
 
+NOBODY = 0
+"""In place of a listener's number: the program runs to its end."""
+
 _TARGET = "sdjax_progress"
 
 
@@ -63,7 +66,7 @@ _numbers = itertools.count(1)
 @contextlib.contextmanager
 def listening(on_step: Callable[[int], None]) -> Iterator[Listener]:
     """Registers a listener for as long as the program runs."""
-    listener = Listener(next(_numbers) % 2**31, on_step)
+    listener = Listener(next(_numbers) % (2**31 - 1) + 1, on_step)
     _listeners[listener.number] = listener
     try:
         yield listener
@@ -77,13 +80,12 @@ def report(
     """Reports from a compiled loop that `step` steps are done.
 
     Args:
-        number: that of the listener; a program that nobody listens to is never
-            stopped.
+        number: that of the listener, or `NOBODY`.
         step: steps completed so far.
         platform: the one it will run on: "cpu", "gpu" or "tpu".
 
     Returns:
-        Whether the loop is to stop.
+        Whether the loop is to stop; so it is where the listener has gone away.
     """
     message = jnp.stack([number, step]).astype(jnp.int32)
     if platform == "cpu":
@@ -100,7 +102,9 @@ def report(
 
 def _hear(number: int, step: int) -> bool:
     listener = _listeners.get(int(number))
-    return listener is not None and listener.hear(int(step))
+    if listener is None:  # a run whose listener is gone is one that was interrupted
+        return int(number) != NOBODY
+    return listener.hear(int(step))
 
 
 # What follows restates the part of XLA's C interface (xla/ffi/api/c_api.h, version

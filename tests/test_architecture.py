@@ -22,11 +22,13 @@ MAY_IMPORT = {
     "parallel": FOUNDATION,
     "progress": FOUNDATION,
     "cache": FOUNDATION,
+    "arguments": FOUNDATION,
     "weights": FOUNDATION | {"models"},
     "model": FOUNDATION | {"cache", "weights", "text", "parallel"},
     "program": FOUNDATION | {"models", "diffusion"},
+    "runner": FOUNDATION | {"model", "program", "parallel", "progress", "cache"},
     "pipeline": FOUNDATION
-    | {"model", "program", "diffusion", "parallel", "progress", "cache"},
+    | {"arguments", "model", "program", "runner", "diffusion", "parallel"},
     "cli": None,  # anything
 }
 

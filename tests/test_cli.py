@@ -94,7 +94,7 @@ def assert_error(outcome, message):
         (["generate", "-m", "sd"], "no prompt"),
         (["generate", "a fox", "-m", "missing"], "missing is no model"),
         (["generate", "a fox", "-m", "sd", "--seed", "x"], "--seed"),
-        (["generate", "a fox", "-m", "sd", "--eta", "nan"], "finite"),
+        (["generate", "a fox", "-m", "sd", "--guidance-scale", "nan"], "finite"),
         (["generate", "a fox", "-m", "sd", "-n", "0"], "1 or more"),
         (["generate", "a fox", "-m", "sd", "--dtype", "int8"], "int8"),
         (["generate", "a fox", "-m", "sd", "-n", "2", "-o", "a.png"], "give a folder"),

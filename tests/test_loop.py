@@ -208,3 +208,11 @@ def test_the_state_is_float32_whatever_is_given():
     table = tableau(SD, "ddim", 2)
     x = initial_noise(KEYS, SHAPE).astype(jnp.bfloat16)
     assert sample(DENOISE, x, table, keyed_noise(KEYS, SHAPE)).dtype == jnp.float32
+
+
+def test_noise_is_the_same_with_64_bit_types_on():
+    keys = jax.random.split(jax.random.key(0), 2)
+    usual = initial_noise(keys, (2, 2, 1))
+    with jax.enable_x64(True):
+        wide = initial_noise(keys, (2, 2, 1))
+    assert np.asarray(wide).tobytes() == np.asarray(usual).tobytes()

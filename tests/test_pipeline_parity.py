@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sdjax
+from sdjax import runner
 from sdjax.text.byte_vocabulary import byte_vocabulary
 
 torch = pytest.importorskip("torch")
@@ -260,7 +261,7 @@ def draw(model, prepare, extra, output_type):
     rows = inputs.tableau.step.shape[0]
     padded = np.zeros((rows, *extra.shape[1:]), np.float32)
     padded[: len(extra)] = extra
-    return sdjax.pipeline.run(model, inputs._replace(noise=padded), config)
+    return runner.run(model, inputs._replace(noise=padded), config)
 
 
 @pytest.mark.parametrize("pair", ["sdxl"], indirect=True)

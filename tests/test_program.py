@@ -9,7 +9,7 @@ import pytest
 from tiny import SD1, SDXL, tiny_model
 
 import sdjax
-from sdjax import parallel
+from sdjax import parallel, runner
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _counts: list[int] = []
@@ -185,3 +185,34 @@ def test_bfloat16_draws_nearly_the_same():
     half = sdjax.generate("a", model=tiny_model(), dtype="bfloat16", **SHORT)
     assert half.dtype == np.float32
     assert np.max(np.abs(full - half)) < 0.1 * np.max(np.abs(full))
+
+
+def test_a_mesh_of_one_device_is_the_one_used():
+    device = jax.devices()[3]
+    mesh = parallel.make_mesh([device])
+    inputs, config = sdjax.prepare("a", model=tiny_model(), num_inference_steps=1)
+    images = runner.run_program(
+        tiny_model().replicated(mesh),
+        inputs,
+        np.int32(0),
+        config=config,
+        mesh=mesh,
+        platform=None,
+    )
+    assert images.devices() == {device}
+
+
+def test_a_mesh_of_two_axes_draws_the_same():
+    mesh = parallel.make_mesh(jax.devices(), fsdp=2)
+    assert_close(draw(["a", "b", "c"], mesh=mesh), draw(["a", "b", "c"]))
+
+
+def test_a_mesh_without_a_data_axis_is_refused():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+    with pytest.raises(sdjax.SdjaxError, match="needs one named 'data'"):
+        draw("a", mesh=mesh)
+
+
+def test_generate_inside_jit_says_what_to_use():
+    with pytest.raises(sdjax.SdjaxError, match="prepare outside"):
+        jax.jit(lambda x: draw("a", latents=x))(jnp.zeros((1, 8, 8, 4)))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def test_an_error_in_the_listener_stops_the_loop_and_is_kept():
 
 
 def test_nobody_listens():
-    assert count(4, np.int32(0)) == 4
+    assert count(4, np.int32(progress.NOBODY)) == 4
 
 
 def test_other_backends_report_through_a_host_callback():
@@ -83,17 +84,31 @@ def test_the_bar_reaches_its_end(sampler, capsys):
     assert "4/4" in capsys.readouterr().err
 
 
-def test_interrupt_stops_within_a_step():
-    main = threading.main_thread().ident
-    model = tiny_model()
-    arguments = {"model": model, "num_inference_steps": 1000, "sampler": "euler"}
-    sdjax.generate("a", **arguments | {"num_inference_steps": 1})  # compiles
+def interrupt_main_thread():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
+
+def test_interrupt_stops_within_a_step(monkeypatch):
+    steps = []
+
+    def hear(listener, step):
+        steps.append(step)
+        if step == 5:
+            interrupt_main_thread()
+            while not listener.stop:  # the main thread has to notice it first
+                time.sleep(0.001)
+        return listener.stop
+
+    monkeypatch.setattr(progress.Listener, "hear", hear)
     with pytest.raises(KeyboardInterrupt):
-        sdjax.generate("a", **arguments)
-    timer.join()
+        sdjax.generate("a", model=tiny_model(), num_inference_steps=1000)
+    assert max(steps) == 5
+
+
+def test_a_run_that_lost_its_listener_stops():
+    with progress.listening(lambda step: None) as listener:
+        pass
+    assert count(1000, listener.number) == 1
 
 
 SCRIPT = textwrap.dedent(

@@ -6,7 +6,7 @@ from recorded_pipelines import CASES, FAMILIES, PATH, PROMPTS, case_name, noise
 from tiny import numpy_model
 
 import sdjax
-from sdjax import pipeline
+from sdjax import runner
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -27,7 +27,7 @@ def test_latents_are_those_of_diffusers(family):
             )
             rows = np.zeros((1024, *extra.shape[1:]), np.float32)
             rows[: len(extra)] = extra
-            got = pipeline.run(model, inputs._replace(noise=rows), config)
+            got = runner.run(model, inputs._replace(noise=rows), config)
             name = case_name(family, sampler, scale, rescale, steps)
             error = np.max(np.abs(got - recorded[name]))
             assert error <= 1e-4 * np.max(np.abs(recorded[name])), name

@@ -24,6 +24,19 @@ print(compile_for_tpu.report(compiled)["collectives"])
 """
 
 
+def test_collectives_are_found_in_a_program_that_has_them():
+    lines = """
+    %a = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
+    %b = f32[16]{0} all-gather-done(%a)
+    ROOT %c = (bf16[4]{0}, bf16[4]{0}) all-reduce(%y, %z), to_apply=%add
+    %d = f32[4]{0} fusion(%all-reduce.1), kind=kLoop
+    """
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import compile_for_tpu
+
+    assert compile_for_tpu.COLLECTIVE.findall(lines) == ["all-gather", "all-reduce"]
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 @pytest.mark.parametrize("model", ["SD1", "SDXL"])
 def test_compiles_without_collectives(model, topology):

@@ -1,10 +1,9 @@
 """`sdjax convert`: a model in, the same model in another format out."""
 
 import argparse
-import os
 
 import sdjax
-from sdjax.errors import SdjaxError
+from sdjax import weights
 
 
 def run(args: argparse.Namespace) -> None:
@@ -14,8 +13,7 @@ def run(args: argparse.Namespace) -> None:
         "single-file" if destination.lower().endswith(".safetensors") else "diffusers"
     )
     # `save` would refuse too, but only after the model has been read.
-    if os.path.isfile(destination) or _has_entries(destination):
-        raise SdjaxError(f"{destination} exists already: choose a new name")
+    weights.check_destination(destination, args.format or by_name)
     model = sdjax.load(
         args.model,
         dtype=args.dtype,
@@ -25,10 +23,3 @@ def run(args: argparse.Namespace) -> None:
     )
     sdjax.save(model, destination, format=args.format or by_name)
     print(destination)
-
-
-def _has_entries(path: str) -> bool:
-    try:
-        return bool(os.listdir(path))
-    except OSError:  # not there, or not a local folder
-        return False

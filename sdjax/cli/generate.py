@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import jax
 
 import sdjax
+from sdjax.config import ScheduleConfig
+from sdjax.diffusion import tableau
 from sdjax.errors import SdjaxError
 from sdjax.pipeline import DEFAULT_SAMPLER, default_dtype
 from sdjax.recipe import (
@@ -27,6 +30,7 @@ DEFAULTS = {
     "guidance_rescale": 0.0,
     "clip_skip": 0,
 }
+_NOT_IMAGES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _LOADING = ("tokenizer", "variant", "prediction_type")
 _SAMPLING = (
     "negative_prompt",
@@ -69,9 +73,8 @@ def run(args: argparse.Namespace) -> None:
     count = len(prompts) * (args.num_images_per_prompt or 1)
     destination = _destination(args.output, settings["seed"], count)
     model = _load(settings, args, origin)
-    settings["sampler"] = (
-        settings["sampler"] or model.config.schedule.sampler or DEFAULT_SAMPLER
-    )
+    if settings["sampler"] is None:
+        settings["sampler"] = model.config.schedule.sampler or DEFAULT_SAMPLER
     settings["dtype"] = settings["dtype"] or default_dtype(model)
     # Reads the model's hash: what can fail does so before the long computation.
     base = _recipe(settings, model)
@@ -109,6 +112,10 @@ def _settings(args: argparse.Namespace, origin: Recipe | None) -> dict[str, Any]
     for name in (*_SAMPLING, *_LOADING, "model", "storage_dtype"):
         fallback = getattr(origin, name) if origin else DEFAULTS.get(name)
         settings[name] = fallback if given[name] is None else given[name]
+    if args.sampler is not None and args.eta is None:
+        settings["eta"] = None  # that of the origin was for its own sampler
+    if settings["sampler"] is not None:  # says that it is unknown, before the model
+        tableau(ScheduleConfig(), settings["sampler"], 1, eta=settings["eta"])
     if settings["model"] is None:
         raise SdjaxError(
             "no model given: pass --model, a diffusers folder, a .safetensors or .ckpt "
@@ -121,28 +128,43 @@ def _destination(output: str | None, seed: int, count: int) -> Destination:
     """Says where images go, and makes sure that they can be written there."""
     if output is None:
         destination = Destination(Path(), prefix=f"sdjax-{seed}-")
-    elif Path(output).suffix.lower() == ".png" and not Path(output).is_dir():
+    elif output.lower().endswith(".png") and not os.path.isdir(output):
         if count > 1:
             raise SdjaxError(
                 f"--output {output} is one file for {count} images: give a folder"
             )
         destination = Destination(Path(output).parent, file=Path(output))
+        _check_file(output)
     else:
         destination = Destination(_folder(output))
     check_writable(destination.folder)
     return destination
 
 
+def _check_file(output: str) -> None:
+    """Makes sure that a file of this name can be written, through a link too."""
+    try:
+        os.stat(output)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SdjaxError(f"cannot write {output}: {reason}") from error
+    if os.path.islink(output):
+        check_writable(Path(os.path.realpath(output)).parent)
+
+
 def _folder(output: str) -> Path:
     folder = Path(output)
-    if folder.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):
+    if folder.suffix.lower() in _NOT_IMAGES:
         raise SdjaxError(f"--output {output} must end in .png, or be a folder")
+    if "://" in output:
+        raise SdjaxError(f"--output {output} is a URL: give a local file or folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdjaxError(
-            f"cannot make the folder {output}: {error.strerror}"
-        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SdjaxError(f"cannot make the folder {output}: {reason}") from error
     return folder
 
 

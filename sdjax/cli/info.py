@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from sdjax import config, recipe
@@ -31,11 +32,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _is_png(path: str) -> bool:
+    named = path.lower().endswith(".png")
+    if not os.path.isfile(path):  # a folder, a remote path, or nothing
+        return named and not os.path.exists(path)
     try:
         with open(path, "rb") as file:
-            return file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
-    except OSError:  # a folder, a remote path, or nothing: describe will say
-        return path.lower().endswith(".png")
+            return named or file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    except OSError:  # the reader will say why
+        return named
 
 
 def _table(lines: list[tuple[str, Any]]) -> str:

@@ -5,6 +5,7 @@ when it runs.
 """
 
 import argparse
+import functools
 import importlib
 import math
 import os
@@ -83,6 +84,7 @@ def _add_generate(commands) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=_name,
         metavar="OUT",
         help="FILE.png, which is replaced, or a folder, in which images are numbered "
         "and none is replaced (default: sdjax-SEED-NUMBER.png here)",
@@ -90,16 +92,19 @@ def _add_generate(commands) -> None:
     parser.add_argument(
         "--from",
         dest="source",
+        type=_name,
         metavar="IMAGE",
         help="make this image of sdjax again; what else is given here replaces its own",
     )
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what not to show")
     numbers = parser.add_argument_group("numbers")
-    numbers.add_argument("--height", type=int, metavar="PIXELS")
-    numbers.add_argument("--width", type=int, metavar="PIXELS")
+    numbers.add_argument("--height", type=_count, metavar="PIXELS")
+    numbers.add_argument("--width", type=_count, metavar="PIXELS")
     _add_numbers(numbers)
     parser.add_argument(
-        "--sampler", help="ddim, euler_a, dpmpp_2m_karras, ... (default: the model's)"
+        "--sampler",
+        type=_name,
+        help="ddim, euler_a, dpmpp_2m_karras, ... (default: the model's)",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of weights and networks (default: the model's)"
@@ -110,24 +115,28 @@ def _add_generate(commands) -> None:
 def _add_numbers(group) -> None:
     """What steers sampling; unset is None, so that `--from` can tell."""
     add = group.add_argument
-    add("--steps", type=int, dest="num_inference_steps", help="default: 30")
-    add("--guidance-scale", type=_finite, metavar="SCALE", help="default: 7.5")
-    add("--guidance-rescale", type=_finite, metavar="PHI", help="default: 0")
-    add("--eta", type=_finite, help="noise that DDIM adds, 0 to 1")
-    add("--seed", type=int, help="default: 0")
+    add("--steps", type=_count, dest="num_inference_steps", help="default: 30")
+    add("--guidance-scale", type=_real, metavar="SCALE", help="default: 7.5")
+    add("--guidance-rescale", type=_fraction, metavar="PHI", help="default: 0")
+    add("--eta", type=_fraction, help="noise that DDIM adds, 0 to 1")
+    add("--seed", type=_seed, help="default: 0")
     add(
         *("-n", "--num-images-per-prompt"),
-        type=_positive,
+        type=_count,
         metavar="N",
         help="default: 1",
     )
-    add("--clip-skip", type=int, metavar="LAYERS", help="text layers to leave out")
+    add("--clip-skip", type=_natural, metavar="LAYERS", help="text layers to leave out")
 
 
 def _add_convert(commands) -> None:
     parser = _command(commands, "convert", "Write a model in another format")
-    parser.add_argument("model", metavar="SRC", help="as generate's --model")
-    parser.add_argument("destination", metavar="DST", help="a new file or folder")
+    parser.add_argument(
+        "model", type=_name, metavar="SRC", help="as generate's --model"
+    )
+    parser.add_argument(
+        "destination", type=_name, metavar="DST", help="a new file or folder"
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -139,7 +148,7 @@ def _add_convert(commands) -> None:
 
 def _add_info(commands) -> None:
     parser = _command(commands, "info", "Describe a model, checkpoint or image")
-    parser.add_argument("path", metavar="MODEL|CHECKPOINT|IMAGE")
+    parser.add_argument("path", type=_name, metavar="MODEL|CHECKPOINT|IMAGE")
     _add_variant(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -148,6 +157,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
+        type=_name,
         metavar="PATH",
         help="a diffusers folder, a .safetensors or .ckpt file, or an Orbax folder",
     )
@@ -158,7 +168,10 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     """What `sdjax.load` takes besides the path."""
     _add_variant(parser)
     parser.add_argument(
-        "--tokenizer", metavar="FOLDER", help="for a model that comes without one"
+        "--tokenizer",
+        type=_name,
+        metavar="FOLDER",
+        help="for a model that comes without one",
     )
     parser.add_argument(
         "--prediction-type",
@@ -169,19 +182,50 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 
 def _add_variant(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--variant", metavar="NAME", help="of a diffusers folder's files, as fp16"
+        "--variant",
+        type=_name,
+        metavar="NAME",
+        help="of a diffusers folder's files, as fp16",
     )
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+def _real(
+    text: str, least: float = -sys.float_info.max, most: float = sys.float_info.max
+) -> float:
+    wanted = "a finite number"
+    if most < sys.float_info.max:
+        wanted = f"a number from {least:g} to {most:g}"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r:.80}")
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+def _whole(text: str, least: int, most: int | None = None) -> int:
+    """Reads a number in a range; what depends on the model is checked when it runs."""
+    wanted = f"a whole number, {least} or more"
+    if most is not None:
+        wanted = f"a whole number from {least} to {most}"
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least or (most is not None and value > most):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r:.80}")
     return value
+
+
+_fraction = functools.partial(_real, least=0, most=1)
+_count = functools.partial(_whole, least=1)
+_natural = functools.partial(_whole, least=0)
+_seed = functools.partial(_whole, least=0, most=2**64 - 1)
+
+
+def _name(text: str) -> str:
+    """A path or a name, which cannot be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text

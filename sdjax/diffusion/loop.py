@@ -90,7 +90,9 @@ def given_noise(values: Float[Array, "k b h w c"]) -> NoiseFn:
 def _normal(
     keys: Key[Array, " b"], index: int | Int[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, "b h w c"]:
-    draw = lambda key: jax.random.normal(jax.random.fold_in(key, index), shape)
+    draw = lambda key: jax.random.normal(
+        jax.random.fold_in(key, index), shape, jnp.float32
+    )
     return jax.vmap(draw)(keys)
 
 

@@ -4,6 +4,7 @@ Normalisation statistics and the embeddings are float32 whatever `dtype` is; eve
 epsilon is given by the caller, because the two networks differ in it.
 """
 
+import functools
 import math
 
 import jax
@@ -80,7 +81,10 @@ class GroupNorm(nn.Module):
 
 
 class TimestepMLP(nn.Module):
-    """Linear, SiLU, Linear, in float32; adds a projected guidance embedding first."""
+    """Linear, SiLU, Linear, in float32; adds a projected guidance embedding first.
+
+    In full precision, too, where a matrix unit would take bfloat16: it is small.
+    """
 
     channels: int
 
@@ -91,13 +95,13 @@ class TimestepMLP(nn.Module):
         guidance: Float[Array, "b g"] | None = None,
     ) -> Float[Array, "b {self.channels}"]:
         """Maps an embedding to the width of the time embedding."""
+        dense = functools.partial(nn.Dense, precision="highest")
         h = embedding.astype(jnp.float32)
         if guidance is not None:
-            h = h + nn.Dense(h.shape[-1], use_bias=False, name="cond_proj")(
-                guidance.astype(jnp.float32)
-            )
-        h = nn.silu(nn.Dense(self.channels, name="linear_1")(h))
-        return nn.Dense(self.channels, name="linear_2")(h)
+            project = dense(h.shape[-1], use_bias=False, name="cond_proj")
+            h = h + project(guidance.astype(jnp.float32))
+        h = nn.silu(dense(self.channels, name="linear_1")(h))
+        return dense(self.channels, name="linear_2")(h)
 
 
 class ResnetBlock(nn.Module):

@@ -7,12 +7,13 @@ file.
 from sdjax.weights.describe import Description, describe
 from sdjax.weights.files import Format, detect
 from sdjax.weights.read import Checkpoint, read
-from sdjax.weights.write import write
+from sdjax.weights.write import check_destination, write
 
 __all__ = [
     "Checkpoint",
     "Description",
     "Format",
+    "check_destination",
     "describe",
     "detect",
     "read",

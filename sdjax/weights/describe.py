@@ -55,7 +55,7 @@ def describe(path: str | Path, *, variant: str | None = None) -> Description:
     kind = detect(path)
     if kind == "orbax":
         return _describe_orbax(path)
-    opened = open_model(path, variant=variant)
+    opened = open_model(path, variant=variant, needs_tokenizers=False)
     sources = opened.sources
     if kind == "single-file":
         digest = _hash_file(Path(path))

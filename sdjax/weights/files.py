@@ -14,6 +14,7 @@ from sdjax.weights.torch_file import open_torch
 Format = Literal["diffusers", "single-file", "orbax"]
 
 ORBAX_CONFIG = "sdjax.json"
+URL_SCHEMES = ("gs", "s3", "az")
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -30,13 +31,31 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def check_url(path: str | Path) -> None:
+    """Refuses a URL of a kind that Orbax knows nothing of.
+
+    Raises:
+        SdjaxError: naming the URL and the kinds that there are.
+    """
+    scheme = str(path).partition("://")[0]
+    if is_remote(path) and scheme not in URL_SCHEMES:
+        kinds = ", ".join(f"{name}://" for name in URL_SCHEMES)
+        raise SdjaxError(
+            f"{path} is a URL that sdjax cannot reach: give a local path, or an Orbax "
+            f"folder at one of {kinds}"
+        )
+
+
 def detect(path: str | Path) -> Format:
     """Says what kind of checkpoint lies at `path`, by what it holds.
 
     Raises:
         SdjaxError: if nothing is there, or a folder that is no model.
     """
+    if str(path) == "":
+        raise SdjaxError("the path of the model is empty")
     if is_remote(path):
+        check_url(path)
         return "orbax"
     place = Path(path)
     try:
@@ -73,6 +92,10 @@ def open_file(file: Path) -> TensorFile:
         raise SdjaxError(f"{file} is a git-lfs pointer, not the weights themselves")
     if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return open_torch(file)
+    if len(head) == 9 and head[8:9] != b"{":
+        raise SdjaxError(
+            f"{file} is no model: it is neither safetensors nor a torch checkpoint"
+        )
     return open_safetensors(file)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import ml_dtypes
@@ -68,6 +68,7 @@ def read(
     variant: str | None = None,
     dtype: Any = None,
     prediction_type: PredictionType | None = None,
+    needs_tokenizers: bool = True,
     device_put: Callable[[Any], Any] = jax.device_put,
 ) -> Checkpoint:
     """Reads a model, leaf by leaf onto the device.
@@ -81,18 +82,29 @@ def read(
         variant: of a diffusers folder's files, such as "fp16".
         dtype: of the parameters; None: as stored.
         prediction_type: overrides the model's; a single SD 2 file does not say it.
+        needs_tokenizers: whether it is an error that a folder lacks one it names.
         device_put: takes one numpy array to the device.
 
     Raises:
         SdjaxError: if the model is malformed, lacks a tensor, has one too many, or a
             weight that is not finite.
     """
-    target = None if dtype is None else np.dtype(dtype)
+    target = as_dtype(dtype)
     if target is not None and not _is_float(target):
         raise SdjaxError(f"dtype is {target}; parameters are floating point")
+    kinds = get_args(PredictionType)
+    if prediction_type is not None and prediction_type not in kinds:
+        raise SdjaxError(
+            f"prediction_type is {prediction_type!r:.40}; it can be {', '.join(kinds)}"
+        )
     if detect(path) == "orbax":
         return _read_orbax(path, prediction_type, target, device_put)
-    opened = open_model(path, variant=variant, prediction_type=prediction_type)
+    opened = open_model(
+        path,
+        variant=variant,
+        prediction_type=prediction_type,
+        needs_tokenizers=needs_tokenizers,
+    )
     params = {
         component: _nest(
             (s.entry.path, _put(s.read(), s.entry.key, path, target, device_put))
@@ -127,8 +139,11 @@ def open_model(
     *,
     variant: str | None = None,
     prediction_type: PredictionType | None = None,
+    needs_tokenizers: bool = True,
 ) -> Opened:
     """Finds every tensor of a diffusers folder or a single file, reading none.
+
+    The arguments are those of `read`.
 
     Raises:
         SdjaxError: if the model is malformed, lacks a tensor or has one too many.
@@ -141,9 +156,12 @@ def open_model(
     tokenizers = tokenizer_files(place)
     for name in ("tokenizer", "tokenizer_2"):
         named = index.get(name)
-        if isinstance(named, list) and named[-1] and name not in tokenizers:
+        lacking = isinstance(named, list) and named[-1] and name not in tokenizers
+        if lacking and needs_tokenizers:
             raise SdjaxError(
-                f"{place / name} is missing, but model_index.json names it"
+                f"{place / name} is missing, but model_index.json names it: pass "
+                "tokenizer= (on the command line --tokenizer), a folder with "
+                "vocab.json and merges.txt"
             )
     sources, variants = {}, []
     for component, entries in layout.tables(config).items():
@@ -173,6 +191,20 @@ def _open_single(file: Path, prediction_type: PredictionType | None) -> Opened:
     tables = layout.tables(config)
     sources, ignored = layout.match_single(config, tables, opened.tensors, where)
     return Opened(config, sources, {}, tuple(ignored))
+
+
+def as_dtype(dtype: Any) -> np.dtype | None:
+    """A dtype from its name, or None.
+
+    Raises:
+        SdjaxError: if there is no such dtype.
+    """
+    try:
+        return None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        raise SdjaxError(
+            f"dtype is {dtype!r:.40}; it can be float32, bfloat16, float16"
+        ) from None
 
 
 def _with_prediction(

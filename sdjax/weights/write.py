@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,14 +22,14 @@ from sdjax.errors import SdjaxError
 from sdjax.typing import Params
 from sdjax.weights import layout, orbax_folder
 from sdjax.weights.entries import Entry, from_leaf
-from sdjax.weights.files import Format, is_remote
+from sdjax.weights.files import Format, check_url, is_remote
 from sdjax.weights.folder_write import (
     folder_config,
     folder_files,
     shard_name,
     weights_stem,
 )
-from sdjax.weights.read import METADATA_KEY
+from sdjax.weights.read import METADATA_KEY, as_dtype
 from sdjax.weights.safetensors_file import NAMES, Outgoing, write_safetensors
 from sdjax.weights.text_names import PREFIX
 
@@ -62,10 +63,8 @@ def write(
         SdjaxError: if something is there already, the disk is full, or `params` does
             not fit `config`.
     """
-    options = ("diffusers", "single-file", "orbax")
-    if format not in options:
-        raise SdjaxError(f"format is {format!r:.40}; it can be {', '.join(options)}")
-    target = None if dtype is None else np.dtype(dtype)
+    check_destination(path, format)
+    target = as_dtype(dtype)
     if format == "diffusers":
         reduced = folder_config(config)
         params, config = _without_spare(config, reduced, params), reduced
@@ -79,13 +78,58 @@ def write(
         tree = {name: params[name] for name in leaves}
         _write_orbax(path, config, _cast(tree, target), tokenizers)
         return
-    if is_remote(path):
-        raise SdjaxError(f"{path}: only Orbax folders can be written to a URL")
     with _beside(Path(path)) as place:
         if format == "single-file":
             _write_single(place, config, leaves, target)
         else:
             _write_folder(place, config, leaves, tokenizers, target, shard_size)
+
+
+def check_destination(path: str | Path, format: Format) -> None:
+    """Makes sure, before a model is read, that it can be written to `path`.
+
+    Raises:
+        SdjaxError: if something is there already, nothing can be made there, or the
+            name is one that misleads.
+    """
+    options = ("diffusers", "single-file", "orbax")
+    if format not in options:
+        raise SdjaxError(f"format is {format!r:.40}; it can be {', '.join(options)}")
+    check_url(path)
+    if is_remote(path):
+        if format != "orbax":
+            raise SdjaxError(f"{path}: only Orbax folders can be written to a URL")
+        return
+    place = Path(path)
+    if place.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+        raise SdjaxError(
+            f"{path} is the name of a torch file, which sdjax does not write: choose "
+            "one that ends in .safetensors, or a folder"
+        )
+    try:
+        _check_place(place, format)
+    except (OSError, ValueError) as error:
+        if isinstance(error, SdjaxError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise SdjaxError(f"cannot write {str(path)!r:.200}: {reason}") from None
+
+
+def _check_place(place: Path, format: Format) -> None:
+    is_folder = place.is_dir() and not place.is_symlink()
+    try:
+        place.lstat()
+        is_there = True
+    except FileNotFoundError:
+        is_there = False
+    if is_there and not (is_folder and not any(place.iterdir())):
+        raise SdjaxError(f"{place} exists already; nothing is overwritten")
+    if is_folder and format == "single-file":
+        raise SdjaxError(f"{place} is a folder; a single file needs a file name")
+    parent = place.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    tempfile.TemporaryFile(dir=parent).close()
 
 
 def _write_single(
@@ -233,15 +277,11 @@ def _write_orbax(
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block has succeeded."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise SdjaxError(f"{path} exists already; nothing is overwritten")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir() and temporary.is_file():
-            raise SdjaxError(f"{path} is a folder; a single file needs a file name")
-        os.rename(temporary, path)
+        _move_to_new(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         _remove(temporary)
@@ -250,6 +290,21 @@ def _beside(path: Path) -> Iterator[Path]:
             reason = "the disk is full" if full else error.strerror or error
             raise SdjaxError(f"cannot write {path}: {reason}") from None
         raise
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Renames; whoever has written to `path` meanwhile keeps what is theirs."""
+    if temporary.is_dir():
+        os.rename(temporary, path)  # refused where there is more than an empty folder
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.rename(temporary, path)
+    else:
+        os.unlink(temporary)
 
 
 @contextlib.contextmanager
