@@ -66,23 +66,40 @@ def remembered(path: str, question: str, compute: Callable[[], str]) -> str:
         compute: gives the answer.
     """
     folder = private_folder("remembered")
-    if folder is None or not os.path.exists(path):
+    state = _state(path)
+    if folder is None or state is None:
         return compute()
-    entry = folder / hashlib.sha256(f"{question}\n{_state(path)}".encode()).hexdigest()
+    entry = folder / hashlib.sha256(f"{question}\n{state}".encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return entry.read_text()
     answer = compute()
     with contextlib.suppress(OSError):  # a full disk costs the memory alone
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(answer)
-        os.replace(file.name, entry)
+        _write(entry, answer)
     return answer
 
 
-def _state(path: str) -> str:
-    """Absolute path, size and time of a file, or of every file below a folder."""
+def _write(entry: pathlib.Path, answer: str) -> None:
+    """Writes a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
+        try:
+            file.write(answer)
+            file.flush()
+            os.replace(file.name, entry)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def _state(path: str) -> str | None:
+    """Absolute path, size and time of a file, or of every file below a folder.
+
+    None, where it is no local file or is changing at this moment.
+    """
     files = [path]
     if os.path.isdir(path):
         files = [os.path.join(top, f) for top, _, names in os.walk(path) for f in names]
-    states = [(os.path.abspath(file), os.stat(file)) for file in sorted(files)]
+    try:
+        states = [(os.path.abspath(file), os.stat(file)) for file in sorted(files)]
+    except OSError:
+        return None
     return "\n".join(f"{f}\0{s.st_size}\0{s.st_mtime_ns}" for f, s in states)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import sys
+import time
 import types
 import warnings
 
@@ -96,6 +98,28 @@ def assert_error(outcome, message):
         (["generate", "a fox", "-m", "sd", "--seed", "x"], "--seed"),
         (["generate", "a fox", "-m", "sd", "--guidance-scale", "nan"], "finite"),
         (["generate", "a fox", "-m", "sd", "-n", "0"], "1 or more"),
+        (["generate", "a fox", "-m", "sd", "-n", "x"], "not 'x'"),
+        (["generate", "a fox", "-m", "sd", "--steps", "0"], "1 or more, not '0'"),
+        (["generate", "a fox", "-m", "sd", "--steps", "9" * 5000], "not '999"),
+        (["generate", "a fox", "-m", "sd", "--height", "-8"], "1 or more"),
+        (["generate", "a fox", "-m", "sd", "--seed", "-1"], "from 0 to 1844674407"),
+        (["generate", "a fox", "-m", "sd", "--seed", str(2**64)], "from 0 to"),
+        (["generate", "a fox", "-m", "sd", "--eta", "2"], "from 0 to 1"),
+        (["generate", "a fox", "-m", "sd", "--guidance-rescale", "2"], "from 0 to 1"),
+        (["generate", "a fox", "-m", "sd", "--guidance-scale", "x"], "finite"),
+        (["generate", "a fox", "-m", "sd", "--sampler", "eulr"], "mean 'euler'"),
+        (["generate", "a", "-m", "sd", "--sampler", "lms", "--eta", "0"], "no eta"),
+        (["generate", "a fox", "-m", ""], "must not be empty"),
+        (["generate", "a fox", "-m", "sd", "-o", ""], "must not be empty"),
+        (["generate", "a fox", "-m", "sd", "-o", "gs://b/c"], "is a URL"),
+        (["generate", "a fox", "-m", "sd", "-o", "a.avif"], "must end in .png"),
+        (["generate", "a fox", "-m", "sd", "-o", "x" * 300 + ".png"], "too long"),
+        (["convert", "sd", "new.ckpt"], "ends in .safetensors"),
+        (["convert", "sd", "taken/in"], "cannot write"),
+        (["convert", "sd", "x" * 300], "too long"),
+        (["convert", "sd", "http://a/b", "--format", "orbax"], "cannot reach"),
+        (["info", "http://a/b"], "cannot reach"),
+        (["info", "taken"], "neither safetensors nor"),
         (["generate", "a fox", "-m", "sd", "--dtype", "int8"], "int8"),
         (["generate", "a fox", "-m", "sd", "-n", "2", "-o", "a.png"], "give a folder"),
         (["generate", "a", "b", "-m", "sd", "-o", "a.png"], "give a folder"),
@@ -209,7 +233,8 @@ def test_from_makes_the_same_image_again(fake, capsys):
 
 
 def test_from_with_changes(fake, capsys):
-    run(capsys, "generate", "a", "-m", "sd", "--seed", 3, "-o", "a.png")
+    first = ["--seed", 3, "--sampler", "ddim", "-o", "a.png"]
+    run(capsys, "generate", "a", "-m", "sd", *first)
     argv = ["generate", "c", "--from", "a.png", "--seed", 0, "--eta", 0, "-o", "b.png"]
     assert run(capsys, *argv)[0] == 0
     changed = {"prompt": "c", "seed": 0, "eta": 0.0}
@@ -250,6 +275,37 @@ def test_from_says_where_the_model_was(fake, capsys, monkeypatch):
     monkeypatch.setattr(generate.sdjax, "load", gone)
     outcome = run(capsys, "generate", "--from", "a.png", "-o", "b.png")
     assert_error(outcome, "sd does not exist (the model of a.png; if it has moved")
+
+
+def test_another_sampler_leaves_the_eta_of_the_first(fake, capsys):
+    run(capsys, *"generate a -m sd --sampler ddim --eta 0.5 -o a.png".split())
+    argv = "generate --from a.png --sampler dpmpp_2m -o b.png"
+    assert run(capsys, *argv.split())[0] == 0
+    assert fake.generated[1][2]["eta"] is None
+
+
+def test_a_link_to_where_nothing_can_be_written(fake, capsys):
+    os.symlink("no/such/place.png", "link.png")
+    argv = ["generate", "a fox", "-m", "sd", "-o", "link.png"]
+    assert_error(run(capsys, *argv), "cannot write")
+    assert fake.generated == []
+
+
+def test_ctrl_c_in_a_callback_that_drops_it(fake, capsys, monkeypatch):
+    def load(*_, **__):
+        dropped = KeyboardInterrupt()
+        sys.unraisablehook(types.SimpleNamespace(exc_type=type(dropped)))
+        time.sleep(5)
+
+    monkeypatch.setattr(fake_module(fake), "load", load)
+    status, _, err = run(capsys, "generate", "a fox", "-m", "sd")
+    assert (status, err) == (130, "sdjax: interrupted\n")
+
+
+def fake_module(fake):
+    from sdjax.cli import generate
+
+    return generate.sdjax
 
 
 @pytest.mark.filterwarnings("default::UserWarning")

@@ -1,8 +1,12 @@
 """Folders and files that are no model, or a damaged one: one clear line each."""
 
 import dataclasses
+import functools
+import importlib
 import json
+import os
 import shutil
+import types
 
 import checkpoints
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from checkpoints import SD1, SDXL, TOKENIZERS, draw
 from safetensors.numpy import load_file, save_file
 
+import sdjax
 from sdjax import weights
 from sdjax.errors import SdjaxError
 from sdjax.weights.read import open_model
@@ -133,6 +138,20 @@ def test_files_that_are_missing_or_nonsense(folder, file):
 def test_a_missing_tokenizer(folder):
     shutil.rmtree(folder / "tokenizer")
     refused(folder, "tokenizer", "missing")
+
+
+def test_a_tokenizer_that_is_given_stands_in(folder):
+    shutil.move(folder / "tokenizer", folder / "elsewhere")
+    model = sdjax.load(folder, tokenizer=folder / "elsewhere")
+    assert "vocab.json" in model.tokenizer_files["tokenizer"]
+    assert weights.describe(folder).sha256
+
+
+def test_names_that_do_not_exist(folder):
+    with pytest.raises(SdjaxError, match="dtype is 'fp8'; it can be float32"):
+        sdjax.load(folder, dtype="fp8")
+    with pytest.raises(SdjaxError, match="prediction_type is 'v'; it can be epsilon"):
+        sdjax.load(folder, prediction_type="v")
 
 
 def test_tensors_too_few_and_too_many(folder):
@@ -277,6 +296,42 @@ def test_damaged_orbax_folders(tmp_path):
     config.write_text(good)
     shutil.rmtree(place / "params")
     refused(place, str(place))
+
+
+def test_writing_over_a_link_or_a_rival(tmp_path, monkeypatch):
+    (tmp_path / "link.safetensors").symlink_to("nowhere")
+    single = functools.partial(weights.write, format="single-file")
+    with pytest.raises(SdjaxError, match="exists already"):
+        single(tmp_path / "link.safetensors", SD1, draw(SD1), {})
+    assert (tmp_path / "link.safetensors").is_symlink()
+    rival = tmp_path / "rival.safetensors"
+    write = importlib.import_module("sdjax.weights.write")
+    # Another process writes the file after it was found to be free.
+    monkeypatch.setattr(write, "check_destination", lambda *_: rival.write_text("mine"))
+    with pytest.raises(SdjaxError, match="File exists"):
+        single(rival, SD1, draw(SD1), {})
+    assert rival.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["link.safetensors", "rival.safetensors"]
+
+
+@pytest.mark.parametrize("form", ["diffusers", "single-file", "orbax"])
+def test_a_disk_that_is_too_small_is_said_before_writing(tmp_path, monkeypatch, form):
+    usage = types.SimpleNamespace(total=10**9, free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(SdjaxError, match="GB left"):
+        weights.write(tmp_path / "m", SD1, draw(SD1), {}, format=form)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_tensorstore_raises_on_a_full_disk(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand more")
+
+    checkpointer = importlib.import_module("orbax.checkpoint").PyTreeCheckpointer
+    monkeypatch.setattr(checkpointer, "save", fail)
+    with pytest.raises(SdjaxError, match=r"the disk is full$"):
+        weights.write(tmp_path / "m", SD1, draw(SD1), {}, format="orbax")
+    assert os.listdir(tmp_path) == []
 
 
 def test_writing_where_nothing_can_be_written(tmp_path):

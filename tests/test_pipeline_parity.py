@@ -46,6 +46,7 @@ SCHEDULERS = {
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+DISTILLED = {"lcm": ("LCMScheduler", {}), "tcd": ("TCDScheduler", {})}
 GUIDANCE = {"none": (1.0, 0.0), "7.5": (7.5, 0.0), "rescaled": (7.5, 0.7)}
 
 
@@ -100,9 +101,9 @@ def tokenizer(folder, pad_token):
     return transformers.CLIPTokenizer.from_pretrained(folder, pad_token=pad_token)
 
 
-def sd1(folder):
+def sd1(folder, **changes):
     return diffusers.StableDiffusionPipeline(
-        unet=unet(),
+        unet=unet(**changes),
         vae=vae(),
         text_encoder=transformers.CLIPTextModel(text_config()),
         tokenizer=tokenizer(folder / "t", "<|endoftext|>"),
@@ -159,7 +160,12 @@ def sdxl(folder):
     )
 
 
-FAMILIES = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
+def lcm(folder):
+    return sd1(folder, time_cond_proj_dim=256)
+
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+BUILDERS = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "lcm": lcm}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,7 @@ def _pair(family, folder):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = FAMILIES[family](folder)
+        pipe = BUILDERS[family](folder)
         pipe.save_pretrained(folder / "model")
     # Published files hold these keys alone; diffusers writes its defaults besides.
     path = pathlib.Path(folder / "model/scheduler/scheduler_config.json")
@@ -193,7 +199,7 @@ def to_torch(x):
 
 def reference(pipe, config, sampler, latents, extra, **arguments):
     """diffusers' latents and images, NHWC, with its random draws handed in."""
-    name, changes = SCHEDULERS[sampler]
+    name, changes = (SCHEDULERS | DISTILLED)[sampler]
     pipe.scheduler = getattr(diffusers, name).from_config(config | changes)
     draws = iter(to_torch(extra))
     module = __import__(type(pipe.scheduler).__module__, fromlist=["_"])
@@ -262,6 +268,32 @@ def draw(model, prepare, extra, output_type):
     padded = np.zeros((rows, *extra.shape[1:]), np.float32)
     padded[: len(extra)] = extra
     return runner.run(model, inputs._replace(noise=padded), config)
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_a_network_that_takes_the_guidance_scale(sampler, tmp_path):
+    pipe, config, model = _pair("lcm", tmp_path)
+    shape = (2, 8, 8, 4)
+    latents, extra = noise(shape, 1), noise((STEPS, *shape), 2)
+    arguments = {
+        "prompt": ["a red fox", "Two Blue foxes!"],
+        "height": 64,
+        "width": 64,
+        "guidance_scale": 5.0,
+    }
+    # The pipeline would hand 0 to the scheduler, whose own default is ours.
+    eta = {"eta": 0.3} if sampler == "tcd" else {}
+    want, _ = reference(pipe, config, sampler, latents, extra, **arguments, **eta)
+    prepare = functools.partial(
+        sdjax.prepare,
+        model=model,
+        sampler=sampler,
+        num_inference_steps=STEPS,
+        latents=latents,
+        **arguments,
+    )
+    got = draw(model, prepare, extra, "latent")
+    assert np.max(np.abs(got - want)) <= 1e-4 * np.max(np.abs(want))
 
 
 @pytest.mark.parametrize("pair", ["sdxl"], indirect=True)

@@ -4,14 +4,18 @@ Nothing heavy is imported here: `--help` answers at once, and a command imports 
 when it runs.
 """
 
+import _thread
 import argparse
+import contextlib
 import functools
 import importlib
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from sdjax.errors import SdjaxError
@@ -36,11 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for bad input, 130 after Ctrl-C.
     """
     args = _parser().parse_args(argv)
-    with warnings.catch_warnings():
+    status = _run(args, alone=argv is None)
+    if argv is None and status == INTERRUPTED:
+        # Threads of XLA and Orbax may still be at work, and crash in an interpreter
+        # that is being taken down.
+        os._exit(status)
+    return status
+
+
+def _run(args: argparse.Namespace, *, alone: bool) -> int:
+    """Runs a command; `alone`: in a process that is there for nothing else."""
+    with warnings.catch_warnings(), _hearing_interrupts():
         warnings.showwarning = _show_warning
         try:
-            importlib.import_module(f"sdjax.cli.{args.command}").run(args)
-            sys.stdout.flush()
+            with _leaving_at_once() if alone else contextlib.nullcontext():
+                command = importlib.import_module(f"sdjax.cli.{args.command}")
+            command.run(args)
+            if sys.stdout is not None:  # it was closed by the caller
+                sys.stdout.flush()
         except SdjaxError as error:
             _say(f"error: {error}")
             return BAD_INPUT
@@ -48,8 +65,60 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(": ".join(filter(None, ("interrupted", str(error)))))
             return INTERRUPTED
         except BrokenPipeError:  # whoever read the output, as `head`, has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
+        except OSError as error:  # files are told of where they are opened
+            _say(f"error: cannot print: {error.strerror or error}")
+            _drop_output()
+            return BAD_INPUT
+        except RuntimeError as error:
+            if "initialize backend" not in str(error):
+                raise
+            _say(f"error: JAX has no such device: {error}")
+            return BAD_INPUT
     return 0
+
+
+def _drop_output() -> None:
+    """Keeps Python from failing once more, at its end, on what is left to print."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process, since an import that it cuts off ends anyhow."""
+
+    def leave(*_) -> NoReturn:
+        _say("interrupted")
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """Ctrl-C is heard in those moments, too, in which Python drops exceptions.
+
+    Such are the callbacks of its garbage collector, of which JAX has one.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped, /) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            again = threading.Timer(0.01, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _say(message: str) -> None:

@@ -7,6 +7,7 @@
 Paths go through etils' epath, so gs:// URLs work where Orbax can read them.
 """
 
+import concurrent.futures
 import contextlib
 import ctypes
 import json
@@ -40,9 +41,22 @@ def save(
 
     place = epath.Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    # Weights hardly compress; plain, they are read in less time and memory.
-    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-        checkpointer.save(place / "params", params)
+
+    def write() -> None:
+        # Weights hardly compress; plain, they are read in less time and memory.
+        with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+            checkpointer.save(place / "params", params)
+
+    # Ctrl-C reaches the main thread alone, which waits: cut off, Orbax's own threads
+    # would write on into a folder that is being removed.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(write).result()
+        # Tensorstore raises ValueError and more where it cannot write.
+        except Exception as error:
+            full = "No space left" in str(error)
+            reason = "the disk is full" if full else _line(error)
+            raise SdjaxError(f"cannot write {folder}: {reason}") from None
     for component, files in tokenizers.items():
         (place / component).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

@@ -74,6 +74,7 @@ def write(
         )
         for component, entries in layout.tables(config).items()
     }
+    _check_space(path, leaves, target)
     if format == "orbax":
         tree = {name: params[name] for name in leaves}
         _write_orbax(path, config, _cast(tree, target), tokenizers)
@@ -126,10 +127,37 @@ def _check_place(place: Path, format: Format) -> None:
         raise SdjaxError(f"{place} exists already; nothing is overwritten")
     if is_folder and format == "single-file":
         raise SdjaxError(f"{place} is a folder; a single file needs a file name")
+    tempfile.TemporaryFile(dir=_existing_parent(place)).close()
+
+
+def _existing_parent(place: Path) -> Path:
+    """The innermost folder around a path that is there already."""
     parent = place.absolute().parent
     while not os.path.lexists(parent):
         parent = parent.parent
-    tempfile.TemporaryFile(dir=parent).close()
+    return parent
+
+
+def _check_space(
+    path: str | Path,
+    leaves: dict[str, list[tuple[Entry, Any]]],
+    dtype: np.dtype | None,
+) -> None:
+    """Says before an hour of writing that the disk is too small."""
+    if is_remote(path):
+        return
+    parent = _existing_parent(Path(path))
+    needed = sum(
+        leaf.size * _dtype(leaf, dtype).itemsize
+        for pairs in leaves.values()
+        for _, leaf in pairs
+    )
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < needed:  # some file systems do not tell
+        raise SdjaxError(
+            f"cannot write {path}: it takes {needed / 1e9:.3f} GB, and the disk has "
+            f"{disk.free / 1e9:.3f} GB left"
+        )
 
 
 def _write_single(
