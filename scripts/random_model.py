@@ -13,6 +13,7 @@ import dataclasses
 import os
 
 import jax
+import numpy as np
 
 import sdjax
 from sdjax import presets
@@ -24,6 +25,7 @@ from sdjax.config import (
 )
 from sdjax.models import init_params
 from sdjax.text import byte_vocabulary
+from sdjax.typing import Params
 
 TINY = ModelConfig(
     unet=UNetConfig(
@@ -62,6 +64,19 @@ def with_byte_vocabulary(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, **towers)
 
 
+def without_zeros(params: Params) -> Params:
+    """Draws the kernels that training begins with as zero: else prompts do nothing."""
+    generator = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.Array) -> jax.Array:
+        if path[-1].key != "kernel" or np.any(leaf):
+            return leaf
+        values = generator.standard_normal(leaf.shape, np.float32)
+        return jax.numpy.asarray(values / np.sqrt(np.float32(leaf[..., 0].size)))
+
+    return jax.tree.map_with_path(draw, params)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", choices=MODELS)
@@ -76,7 +91,7 @@ def main() -> None:
         name.replace("text_encoder", "tokenizer"): byte_vocabulary()
         for name in config.text_encoders
     }
-    params = init_params(config, jax.random.key(arguments.seed))
+    params = without_zeros(init_params(config, jax.random.key(arguments.seed)))
     model = sdjax.Model(config, params, files, arguments.folder)
     sdjax.save(model, arguments.folder)
     print(arguments.folder)

@@ -26,6 +26,8 @@ class UNetConfig:
         in_channels: latent channels plus those of `Conditioning.concat`.
         transformer_depth: transformer blocks per attention, per level; 0: none.
         mid_transformer_depth: the same in the middle block.
+        plain_attention: attention is one self-attention without context, in place of
+            the transformers, wherever their depth is not 0 (unconditional LDMs).
         num_heads: attention heads per level; the middle block takes the last.
         context_dim: width of `Conditioning.context`.
         linear_projection: proj_in and proj_out are Linear (SD 2, SDXL), not 1×1 conv.
@@ -36,6 +38,10 @@ class UNetConfig:
             differ in name only.
         vector_dim: number of labels, or width of the vector.
         guidance_dim: width of `Conditioning.guidance` (LCM), 256 where present.
+        scale_shift_norm: the time scales and shifts the second norm of a res block,
+            instead of being added before it.
+        resnet_resampling: between levels, res blocks that average or repeat pixels
+            take the place of the convolutions.
     """
 
     in_channels: int = 4
@@ -44,6 +50,7 @@ class UNetConfig:
     layers_per_block: int = 2
     transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
     mid_transformer_depth: int = 1
+    plain_attention: bool = False
     num_heads: tuple[int, ...] = (8, 8, 8, 8)
     context_dim: int = 768
     linear_projection: bool = False
@@ -54,16 +61,21 @@ class UNetConfig:
     vector_dim: int | None = None
     guidance_dim: int | None = None
     norm_num_groups: int = 32
+    scale_shift_norm: bool = False
+    resnet_resampling: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """The KL-regularised autoencoder (f = 2 to the power of levels - 1).
+    """The autoencoder, KL-regularised or VQ (f = 2 to the power of levels - 1).
 
     Attributes:
         block_out_channels: per level, highest resolution first.
         attention_levels: per level, whether an attention follows each of its res
-            blocks (kl-f16, kl-f32); the middle block always has one.
+            blocks (kl-f16, kl-f32, vq-f8).
+        mid_attention: whether the middle block has one (all but vq-f4-noattn).
+        codebook_size: number of codes that the decoder snaps latents to; None: a KL
+            autoencoder, which has none.
         scaling_factor: latents = posterior sample × scaling_factor.
     """
 
@@ -73,6 +85,8 @@ class AutoencoderConfig:
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     attention_levels: tuple[bool, ...] = (False, False, False, False)
+    mid_attention: bool = True
+    codebook_size: int | None = None
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
 
@@ -112,6 +126,20 @@ class TextEncoderConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassEmbedderConfig:
+    """A table of one context token per class.
+
+    Attributes:
+        num_classes: rows; where the last is no class of the data, it is the
+            unconditional one (cin256-v2).
+        width: that of `Conditioning.context`.
+    """
+
+    num_classes: int = 1000
+    width: int = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The noise schedule a model was trained with, and its sampling defaults.
 
@@ -140,25 +168,31 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole text-to-image model. Component names are those of diffusers folders.
+    """A whole model. Component names are those of diffusers folders.
 
     Attributes:
         text_encoder: CLIP-L of SD 1 and SDXL, OpenCLIP-H of SD 2; None in the refiner.
         text_encoder_2: OpenCLIP-bigG of SDXL and its refiner.
+        class_embedder: gives a class-conditional model its context.
         sample_size: native image side in pixels.
         zero_empty_negative: without a negative prompt, the unconditional states are
             zeros instead of the encoded empty string (SDXL base).
         aesthetic_score: the size vector ends with an aesthetic score (refiner).
+        guidance_scale: what suits the model, where none is asked for.
+        num_inference_steps: likewise.
     """
 
     unet: UNetConfig = UNetConfig()
     vae: AutoencoderConfig = AutoencoderConfig()
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
     text_encoder_2: TextEncoderConfig | None = None
+    class_embedder: ClassEmbedderConfig | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     sample_size: int = 512
     zero_empty_negative: bool = False
     aesthetic_score: bool = False
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 30
 
     @property
     def text_encoders(self) -> dict[str, TextEncoderConfig]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from sdjax.config import (
     AutoencoderConfig,
+    ClassEmbedderConfig,
     ModelConfig,
     ScheduleConfig,
     TextEncoderConfig,
@@ -34,6 +35,16 @@ KL_F32 = AutoencoderConfig(
     attention_levels=(False, False, False, False, True, True),
     scaling_factor=1.0,
 )
+VQ_F4 = replace(KL_F4, codebook_size=8192)
+VQ_F4_NOATTN = replace(VQ_F4, mid_attention=False)
+VQ_F8 = AutoencoderConfig(
+    block_out_channels=(128, 256, 256, 512),
+    attention_levels=(False, False, False, True),
+    codebook_size=16_384,
+    scaling_factor=1.0,
+)
+VQ_F8_N256 = replace(VQ_F8, codebook_size=256)
+VQ_F16 = replace(KL_F16, latent_channels=8, codebook_size=16_384)
 
 # One step offset and a last ᾱ taken from the table, not 1: so the SD family samples.
 _SD_SCHEDULE = ScheduleConfig(sampler="plms", steps_offset=1, set_alpha_to_one=False)
@@ -141,4 +152,60 @@ SDXL_REFINER = replace(
     text_encoder=None,
     zero_empty_negative=False,
     aesthetic_score=True,
+)
+
+# SD 2 as MLPerf's training benchmark defines it (v3.1 to v5.0): 16 groups in the U-Net.
+MLPERF_SD2 = replace(
+    SD2_BASE, unet=replace(_SD2_UNET, norm_num_groups=16), schedule=_V_SCHEDULE
+)
+
+_LDM_SCHEDULE = replace(
+    _SD_SCHEDULE, sampler="ddim", beta_start=0.0015, beta_end=0.0195
+)
+# LDM-4 of CelebA-HQ, FFHQ and LSUN-bedrooms: 32 channels a head.
+UNCONDITIONAL_256 = ModelConfig(
+    unet=UNetConfig(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(224, 448, 672, 896),
+        transformer_depth=(0, 1, 1, 1),
+        plain_attention=True,
+        num_heads=(7, 14, 21, 28),
+    ),
+    vae=VQ_F4,
+    text_encoder=None,
+    schedule=_LDM_SCHEDULE,
+    sample_size=256,
+)
+# LDM-8 of LSUN-churches, whose scaling factor is measured when training begins.
+CHURCHES_256 = ModelConfig(
+    unet=UNetConfig(
+        block_out_channels=(192, 384, 384, 768, 768),
+        transformer_depth=(1, 1, 1, 1, 0),
+        plain_attention=True,
+        num_heads=(8,) * 5,
+        cross_attention_only=(False,) * 5,
+        scale_shift_norm=True,
+        resnet_resampling=True,
+    ),
+    vae=replace(KL_F8, scaling_factor=1.0),
+    text_encoder=None,
+    schedule=replace(_LDM_SCHEDULE, beta_end=0.0155),
+    sample_size=256,
+)
+# LDM-4 of ImageNet (cin256-v2): class 1000 is the unconditional one.
+IMAGENET_256 = ModelConfig(
+    unet=UNetConfig(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(192, 384, 576, 960),
+        transformer_depth=(0, 1, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        context_dim=512,
+    ),
+    vae=VQ_F4,
+    text_encoder=None,
+    class_embedder=ClassEmbedderConfig(num_classes=1001, width=512),
+    schedule=_LDM_SCHEDULE,
+    sample_size=256,
 )

@@ -14,7 +14,7 @@ from sdjax.config import (
     UNetConfig,
 )
 from sdjax.model import Model
-from sdjax.models import abstract_params, init_params
+from sdjax.models import abstract_params
 from sdjax.text.byte_vocabulary import byte_vocabulary
 
 TEXT = TextEncoderConfig(
@@ -121,7 +121,7 @@ def tiny_model(config: ModelConfig = SD1) -> Model:
     files = byte_vocabulary()
     return Model(
         config,
-        init_params(config, jax.random.key(0)),
+        jax.tree.map(jax.numpy.asarray, numpy_params(config)),
         {"tokenizer": files, "tokenizer_2": files},
         "tiny",
     )

@@ -10,7 +10,7 @@ import transformers
 
 from sdjax.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
-TABLES = ("token_embedding", "position_embedding", "class_embedding")
+TABLES = ("token_embedding", "position_embedding", "class_embedding", "embedding")
 
 
 def to_params(module):
@@ -110,6 +110,58 @@ def torch_autoencoder(config: AutoencoderConfig):
             layers_per_block=config.layers_per_block,
             latent_channels=config.latent_channels,
             norm_num_groups=config.norm_num_groups,
+        )
+    )
+
+
+def torch_vq(config: AutoencoderConfig):
+    """Makes the diffusers VQModel that `config` describes."""
+    levels = config.attention_levels
+    down = ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in levels]
+    up = ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in levels[::-1]]
+    return randomise(
+        diffusers.VQModel(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            num_vq_embeddings=config.codebook_size,
+            norm_num_groups=config.norm_num_groups,
+            mid_block_add_attention=config.mid_attention,
+        )
+    )
+
+
+def torch_plain_unet(config: UNetConfig):
+    """Makes the diffusers U-Net without context that `config` describes."""
+    size = {
+        c // n for c, n in zip(config.block_out_channels, config.num_heads, strict=True)
+    }
+    assert config.plain_attention and len(size) == 1
+    depth = config.transformer_depth
+    bare = "Resnet{}sampleBlock2D" if config.resnet_resampling else "{}Block2D"
+    down = ["AttnDownBlock2D" if d else bare.format("Down") for d in depth]
+    up = ["AttnUpBlock2D" if d else bare.format("Up") for d in depth[::-1]]
+    kind = "resnet" if config.resnet_resampling else "conv"
+    norm = "scale_shift" if config.scale_shift_norm else "default"
+    return randomise(
+        diffusers.UNet2DModel(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            block_out_channels=config.block_out_channels,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            layers_per_block=config.layers_per_block,
+            attention_head_dim=size.pop(),
+            downsample_type=kind,
+            upsample_type=kind,
+            norm_num_groups=config.norm_num_groups,
+            attn_norm_num_groups=config.norm_num_groups,
+            resnet_time_scale_shift=norm,
+            add_attention=bool(config.mid_transformer_depth),
         )
     )
 

@@ -1,4 +1,4 @@
-"""Attention, plain and in query chunks, and the transformer inside the U-Net.
+"""Attention, plain and in query chunks, and the blocks that mix positions with it.
 
 softmax(scale · q kᵀ) v, Vaswani et al. 2017, eq. 1, arXiv:1706.03762; softmax in
 float32. The chunked form computes the same rows a few at a time, as in Rabe & Staats
@@ -246,3 +246,32 @@ class Transformer2D(nn.Module):
                 name=f"transformer_blocks_{i}",
             )(h, context)
         return x + project("proj_out", h.reshape(B, H, W, C))  # [B, H, W, C]
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over the H·W positions, biases in all projections, residual.
+
+    One head in the autoencoder; several in the U-Net of an unconditional model.
+    """
+
+    num_groups: int
+    epsilon: float
+    num_heads: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Mixes the H·W positions."""
+        B, H, W, C = x.shape
+        N = self.num_heads
+        h = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="group_norm")(x)
+        h = h.reshape(B, H * W, C)  # [B, H*W, C]
+
+        def project(name: str) -> Array:
+            heads = nn.Dense(C, dtype=self.dtype, name=name)(h)
+            return heads.reshape(B, H * W, N, C // N)  # [B, H*W, N, K]
+
+        h = attention(project("to_q"), project("to_k"), project("to_v"))
+        h = h.reshape(B, H * W, C)  # [B, H*W, C]
+        h = nn.Dense(C, dtype=self.dtype, name="to_out_0")(h)
+        return x + h.reshape(B, H, W, C)  # [B, H, W, C]

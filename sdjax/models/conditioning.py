@@ -10,7 +10,8 @@ from sdjax.typing import Conditioning
 
 def takes_context(config: UNetConfig) -> bool:
     """Says whether the U-Net has any transformer."""
-    return any((*config.transformer_depth, config.mid_transformer_depth))
+    has_any = any((*config.transformer_depth, config.mid_transformer_depth))
+    return has_any and not config.plain_attention
 
 
 def check_conditioning(config: UNetConfig, x: Array, given: Conditioning) -> None:

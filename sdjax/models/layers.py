@@ -6,6 +6,7 @@ epsilon is given by the caller, because the two networks differ in it.
 
 import functools
 import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from sdjax.errors import SdjaxError
 
 FeatureMap = Float[Array, "b h w c"]
 
@@ -107,29 +110,45 @@ class TimestepMLP(nn.Module):
 class ResnetBlock(nn.Module):
     """GroupNorm, SiLU, 3×3 convolution, twice, around a shortcut.
 
-    The time embedding, where there is one, is added between the two halves.
+    The time embedding, where there is one, is added between the two halves; with
+    `scale_shift` it scales and shifts the second norm instead (Dhariwal & Nichol 2021,
+    section 3, arXiv:2105.05233). With `resample` both branches are halved by averaging
+    or doubled by repetition before the first convolution.
     """
 
     channels: int
     num_groups: int
     epsilon: float
     dtype: DTypeLike = jnp.float32
+    scale_shift: bool = False
+    resample: Literal["down", "up"] | None = None
 
     @nn.compact
     def __call__(
         self, x: FeatureMap, temb: Float[Array, "b e"] | None = None
     ) -> FeatureMap:
-        """Maps [B, H, W, C] to [B, H, W, channels]."""
+        """Maps [B, H, W, C] to [B, H, W, channels], H and W resampled."""
         C = self.channels
         norm = lambda name: GroupNorm(
             self.num_groups, self.epsilon, self.dtype, name=name
         )
         h = nn.silu(norm("norm1")(x))
+        if self.resample is not None:
+            resample = average if self.resample == "down" else repeat
+            x, h = resample(x), resample(h)
         h = nn.Conv(C, (3, 3), padding=1, dtype=self.dtype, name="conv1")(h)
+        shift = None
         if temb is not None:
-            shift = nn.Dense(C, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
-            h = h + shift[:, None, None, :]
-        h = nn.silu(norm("norm2")(h))
+            project = nn.Dense(
+                2 * C if self.scale_shift else C, dtype=self.dtype, name="time_emb_proj"
+            )
+            shift = project(nn.silu(temb))[:, None, None, :]
+        if self.scale_shift and shift is not None:
+            scale, shift = jnp.split(shift, 2, axis=-1)
+            h = norm("norm2")(h) * (1 + scale) + shift
+        else:
+            h = norm("norm2")(h if shift is None else h + shift)
+        h = nn.silu(h)
         h = nn.Conv(C, (3, 3), padding=1, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != C:
             x = nn.Conv(C, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
@@ -165,9 +184,40 @@ class Upsample(nn.Module):
         self, x: FeatureMap, size: tuple[int, int] | None = None
     ) -> FeatureMap:
         """Maps H to 2H, cut to `size` (2H or 2H − 1: an odd map was halved upward)."""
-        B, H, W, C = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
-        x = x.reshape(B, 2 * H, 2 * W, C)
+        C = x.shape[-1]
+        x = repeat(x)
         if size is not None:
             x = x[:, : size[0], : size[1]]
         return nn.Conv(C, (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
+
+
+def repeat(x: FeatureMap) -> FeatureMap:
+    """Doubles height and width: each pixel becomes four."""
+    B, H, W, C = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
+    return x.reshape(B, 2 * H, 2 * W, C)  # [B, 2H, 2W, C]
+
+
+def average(x: FeatureMap) -> FeatureMap:
+    """Halves height and width: each pixel is the mean of four.
+
+    Raises:
+        SdjaxError: if height or width is odd.
+    """
+    B, H, W, C = x.shape
+    if H % 2 or W % 2:
+        raise SdjaxError(
+            f"a feature map of {H}×{W} cannot be halved by averaging: this U-Net takes "
+            "sides that stay even down to its last level"
+        )
+    x = x.reshape(B, H // 2, 2, W // 2, 2, C)  # [B, H/2, 2, W/2, 2, C]
+    return x.mean(axis=(2, 4))  # [B, H/2, W/2, C]
+
+
+def rematerialised(module: type[nn.Module], remat: bool) -> Any:
+    """The module class; with `remat` it forgets its activations until the gradient.
+
+    They are computed again then: less memory, more work, the same parameters. Chen et
+    al. 2016, arXiv:1604.06174.
+    """
+    return nn.remat(module) if remat else module

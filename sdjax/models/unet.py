@@ -5,13 +5,16 @@ arXiv:2307.01952. Levels count from the highest resolution; `temb` is the time
 embedding, `skips` the feature maps on their way to the upward half.
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import UNetConfig
-from sdjax.models.attention import Transformer2D
+from sdjax.models.attention import SpatialAttention, Transformer2D
 from sdjax.models.conditioning import check_conditioning, check_residuals
 from sdjax.models.layers import (
     Downsample,
@@ -20,6 +23,7 @@ from sdjax.models.layers import (
     ResnetBlock,
     TimestepMLP,
     Upsample,
+    rematerialised,
     sinusoidal_embedding,
 )
 from sdjax.typing import Conditioning, Context, Latent
@@ -29,10 +33,14 @@ TimeEmbedding = Float[Array, "b e"]
 
 
 class UNet(nn.Module):
-    """Predicts ε, v or x0 from a noisy latent: a `sdjax.typing.Network`."""
+    """Predicts ε, v or x0 from a noisy latent: a `sdjax.typing.Network`.
+
+    With `remat`, gradients take less memory and a third more work.
+    """
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -59,10 +67,11 @@ class UNet(nn.Module):
         h = _conv(config.block_out_channels[0], "conv_in", self.dtype)(h)
         skips = [h]
         levels = range(len(config.block_out_channels))
+        rest = (self.dtype, self.remat)
         for i in levels:
-            block = DownBlock(config, i, self.dtype, name=f"down_blocks_{i}")
+            block = DownBlock(config, i, *rest, name=f"down_blocks_{i}")
             skips += block(skips[-1], temb, context)
-        h = MidBlock(config, self.dtype, name="mid_block")(skips[-1], temb, context)
+        h = MidBlock(config, *rest, name="mid_block")(skips[-1], temb, context)
 
         check_residuals(given, len(skips))
         if given.residuals is not None:
@@ -72,7 +81,7 @@ class UNet(nn.Module):
 
         count = config.layers_per_block + 1
         for i in levels:
-            block = UpBlock(config, levels[-1 - i], self.dtype, name=f"up_blocks_{i}")
+            block = UpBlock(config, levels[-1 - i], *rest, name=f"up_blocks_{i}")
             skips, used = skips[:-count], skips[-count:]
             following = skips[-1] if skips else None
             h = block(h, used[::-1], temb, context, following)
@@ -107,49 +116,44 @@ class DownBlock(nn.Module):
     config: UNetConfig
     level: int
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, x: FeatureMap, temb: TimeEmbedding, context: Context | None
     ) -> list[FeatureMap]:
         """Gives the feature map after each layer; all of them are skips."""
-        config, level = self.config, self.level
+        config, level, rest = self.config, self.level, (self.dtype, self.remat)
         skips = []
         for i in range(config.layers_per_block):
-            x = _resnet(config, level, f"resnets_{i}", self.dtype)(x, temb)
-            if config.transformer_depth[level] and context is not None:
-                x = _transformer(config, level, f"attentions_{i}", self.dtype)(
-                    x, context
-                )
+            x = _resnet(config, level, f"resnets_{i}", *rest)(x, temb)
+            x = _attend(config, level, f"attentions_{i}", *rest)(x, context)
             skips.append(x)
         if level < len(config.block_out_channels) - 1:
-            skips.append(Downsample(dtype=self.dtype, name="downsamplers_0")(x))
+            if config.resnet_resampling:
+                down = _resnet(config, level, "downsamplers_0", *rest, resample="down")
+                skips.append(down(x, temb))
+            else:
+                skips.append(Downsample(dtype=self.dtype, name="downsamplers_0")(x))
         return skips
 
 
 class MidBlock(nn.Module):
-    """Res block, transformer, res block, at the lowest resolution."""
+    """Res block, attention, res block, at the lowest resolution."""
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, x: FeatureMap, temb: TimeEmbedding, context: Context | None
     ) -> FeatureMap:
         """Keeps the shape."""
-        config = self.config
-        x = _resnet(config, -1, "resnets_0", self.dtype)(x, temb)
-        if config.mid_transformer_depth and context is not None:
-            x = Transformer2D(
-                config.mid_transformer_depth,
-                config.num_heads[-1],
-                config.norm_num_groups,
-                config.linear_projection,
-                dtype=self.dtype,
-                name="attentions_0",
-            )(x, context)
-        return _resnet(config, -1, "resnets_1", self.dtype)(x, temb)
+        config, rest = self.config, (self.dtype, self.remat)
+        x = _resnet(config, -1, "resnets_0", *rest)(x, temb)
+        x = _attend(config, None, "attentions_0", *rest)(x, context)
+        return _resnet(config, -1, "resnets_1", *rest)(x, temb)
 
 
 class UpBlock(nn.Module):
@@ -158,6 +162,7 @@ class UpBlock(nn.Module):
     config: UNetConfig
     level: int
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -169,36 +174,58 @@ class UpBlock(nn.Module):
         following: FeatureMap | None,
     ) -> FeatureMap:
         """Joins `skips` in the order given and ends at the size of `following`."""
-        config, level = self.config, self.level
+        config, level, rest = self.config, self.level, (self.dtype, self.remat)
         for i, skip in enumerate(skips):
             x = jnp.concatenate([x, skip], axis=-1)
-            x = _resnet(config, level, f"resnets_{i}", self.dtype)(x, temb)
-            if config.transformer_depth[level] and context is not None:
-                x = _transformer(config, level, f"attentions_{i}", self.dtype)(
-                    x, context
-                )
-        if following is not None:
-            _, H, W, _ = following.shape
-            x = Upsample(self.dtype, name="upsamplers_0")(x, (H, W))
-        return x
+            x = _resnet(config, level, f"resnets_{i}", *rest)(x, temb)
+            x = _attend(config, level, f"attentions_{i}", *rest)(x, context)
+        if following is None:
+            return x
+        if config.resnet_resampling:
+            up = _resnet(config, level, "upsamplers_0", *rest, resample="up")
+            return up(x, temb)
+        _, H, W, _ = following.shape
+        return Upsample(self.dtype, name="upsamplers_0")(x, (H, W))
 
 
-def _resnet(config: UNetConfig, level: int, name: str, dtype: DTypeLike) -> ResnetBlock:
-    channels = config.block_out_channels[level]
-    return ResnetBlock(channels, config.norm_num_groups, EPSILON, dtype, name=name)
-
-
-def _transformer(
-    config: UNetConfig, level: int, name: str, dtype: DTypeLike
-) -> Transformer2D:
-    return Transformer2D(
-        config.transformer_depth[level],
-        config.num_heads[level],
+def _resnet(
+    config: UNetConfig,
+    level: int,
+    name: str,
+    dtype: DTypeLike,
+    remat: bool,
+    *,
+    resample: Literal["down", "up"] | None = None,
+) -> ResnetBlock:
+    return rematerialised(ResnetBlock, remat)(
+        config.block_out_channels[level],
         config.norm_num_groups,
-        config.linear_projection,
-        config.cross_attention_only[level],
+        EPSILON,
         dtype,
+        config.scale_shift_norm,
+        resample,
         name=name,
+    )
+
+
+def _attend(
+    config: UNetConfig, level: int | None, name: str, dtype: DTypeLike, remat: bool
+) -> Callable[[FeatureMap, Context | None], FeatureMap]:
+    """The attention of a level, or of the middle block; nothing where it has none."""
+    place = -1 if level is None else level
+    depth = config.transformer_depth[place]
+    if level is None:
+        depth = config.mid_transformer_depth
+    heads, groups = config.num_heads[place], config.norm_num_groups
+    if depth == 0:
+        return lambda x, context: x
+    if config.plain_attention:
+        block = rematerialised(SpatialAttention, remat)
+        plain = block(groups, EPSILON, heads, dtype, name=name)
+        return lambda x, context: plain(x)
+    only = level is not None and config.cross_attention_only[level]
+    return rematerialised(Transformer2D, remat)(
+        depth, heads, groups, config.linear_projection, only, dtype, name=name
     )
 
 

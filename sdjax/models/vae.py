@@ -1,4 +1,4 @@
-"""The KL-regularised autoencoder between images and latents.
+"""The autoencoder between images and latents, KL-regularised or VQ.
 
 Rombach et al. 2022, section 3.1 and appendix G, arXiv:2112.10752. Every norm has
 ε = 1e-6.
@@ -13,17 +13,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import AutoencoderConfig
-from sdjax.models.attention import attention
+from sdjax.errors import SdjaxError
+from sdjax.models.attention import SpatialAttention
 from sdjax.models.layers import (
     Downsample,
     FeatureMap,
     GroupNorm,
     ResnetBlock,
     Upsample,
+    rematerialised,
 )
+from sdjax.models.quantizer import Codes, Quantizer
 from sdjax.typing import Latent, PRNGKey
 
 EPSILON = 1e-6
+NO_VARIANCE = -1e4
+"""Log variance of a latent that is certain: exp(½·it) is 0 in float32, but it is finite
+itself, so that whatever holds moments can be held to finite numbers."""
 
 
 class Posterior(NamedTuple):
@@ -51,18 +57,24 @@ class Posterior(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder, with the 1×1 convolutions between them."""
+    """Encoder and decoder, with the 1×1 convolutions and the codebook between them.
+
+    With `remat`, gradients take less memory and a third more work.
+    """
 
     config: AutoencoderConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
-        """Makes the four parts."""
-        z = self.config.latent_channels
-        self.encoder = Encoder(self.config, self.dtype)
-        self.decoder = Decoder(self.config, self.dtype)
-        self.quant_conv = nn.Conv(2 * z, (1, 1), dtype=self.dtype)
+        """Makes the four parts, and the codebook of a VQ autoencoder."""
+        config, z = self.config, self.config.latent_channels
+        self.encoder = Encoder(config, self.dtype, self.remat)
+        self.decoder = Decoder(config, self.dtype, self.remat)
+        self.quant_conv = nn.Conv(_moments(config), (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(z, (1, 1), dtype=self.dtype)
+        if config.codebook_size is not None:
+            self.quantize = Quantizer(config.codebook_size)
 
     def __call__(
         self, images: Float[Array, "b height width c"]
@@ -71,24 +83,47 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(images).mode())
 
     def encode(self, images: Float[Array, "b height width c"]) -> Posterior:
-        """Maps images in [−1, 1] to the distribution of their latents."""
+        """Maps images in [−1, 1] to the distribution of their latents.
+
+        Those of a VQ autoencoder are certain (log variance `NO_VARIANCE`), and not yet
+        snapped to the codebook: what its diffusion models learn.
+        """
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
+        if self.config.codebook_size is not None:
+            return Posterior(moments, jnp.full_like(moments, NO_VARIANCE))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def decode(self, latents: Latent) -> Float[Array, "b height width c"]:
+    def nearest_codes(self, latents: Latent) -> Codes:
+        """Snaps latents, not × scaling_factor, to a VQ autoencoder's codebook.
+
+        Raises:
+            SdjaxError: if the autoencoder has no codebook.
+        """
+        if self.config.codebook_size is None:
+            raise SdjaxError("this autoencoder has no codebook: its config is of KL")
+        return self.quantize(latents)
+
+    def decode(
+        self, latents: Latent, *, snap: bool = True
+    ) -> Float[Array, "b height width c"]:
         """Maps latents, already divided by scaling_factor, to images in about [−1, 1].
 
-        The images have the dtype of `latents` and are not clipped.
+        The images have the dtype of `latents` and are not clipped. A VQ autoencoder
+        snaps the latents to its codebook first, unless `snap` is false.
         """
-        return self.decoder(self.post_quant_conv(latents)).astype(latents.dtype)
+        z = latents
+        if self.config.codebook_size is not None and snap:
+            z = self.nearest_codes(latents).latents
+        return self.decoder(self.post_quant_conv(z)).astype(latents.dtype)
 
 
 class Encoder(nn.Module):
-    """Image to moments [B, H/f, W/f, 2z]."""
+    """Image to moments [B, H/f, W/f, 2z], or latents [B, H/f, W/f, z] of a VQ one."""
 
     config: AutoencoderConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
@@ -103,13 +138,14 @@ class Encoder(nn.Module):
                 config.layers_per_block,
                 resample="down" if level < last else None,
                 dtype=self.dtype,
+                remat=self.remat,
                 name=f"down_blocks_{level}",
             )(h)
-        h = MidBlock(config, self.dtype, name="mid_block")(h)
+        h = MidBlock(config, self.dtype, self.remat, name="mid_block")(h)
         h = GroupNorm(
             config.norm_num_groups, EPSILON, self.dtype, name="conv_norm_out"
         )(h)
-        return _conv(2 * config.latent_channels, "conv_out", self.dtype)(nn.silu(h))
+        return _conv(_moments(config), "conv_out", self.dtype)(nn.silu(h))
 
 
 class Decoder(nn.Module):
@@ -117,6 +153,7 @@ class Decoder(nn.Module):
 
     config: AutoencoderConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
@@ -124,7 +161,7 @@ class Decoder(nn.Module):
         config = self.config
         last = len(config.block_out_channels) - 1
         h = _conv(config.block_out_channels[-1], "conv_in", self.dtype)(x)
-        h = MidBlock(config, self.dtype, name="mid_block")(h)
+        h = MidBlock(config, self.dtype, self.remat, name="mid_block")(h)
         for i in range(last + 1):
             h = Level(
                 config,
@@ -132,6 +169,7 @@ class Decoder(nn.Module):
                 config.layers_per_block + 1,
                 resample="up" if i < last else None,
                 dtype=self.dtype,
+                remat=self.remat,
                 name=f"up_blocks_{i}",
             )(h)
         h = GroupNorm(
@@ -148,19 +186,17 @@ class Level(nn.Module):
     num_layers: int
     resample: str | None
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """Maps to this level's channels and, with `resample`, to the next size."""
         config = self.config
         channels = config.block_out_channels[self.level]
-        groups = config.norm_num_groups
         for i in range(self.num_layers):
-            x = ResnetBlock(channels, groups, EPSILON, self.dtype, name=f"resnets_{i}")(
-                x
-            )
+            x = _resnet(config, channels, f"resnets_{i}", self.dtype, self.remat)(x)
             if config.attention_levels[self.level]:
-                x = SpatialAttention(groups, self.dtype, name=f"attentions_{i}")(x)
+                x = _attention(config, f"attentions_{i}", self.dtype, self.remat)(x)
         if self.resample == "down":
             x = Downsample(True, self.dtype, name="downsamplers_0")(x)
         if self.resample == "up":
@@ -173,34 +209,36 @@ class MidBlock(nn.Module):
 
     config: AutoencoderConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """Keeps the shape."""
-        groups = self.config.norm_num_groups
-        resnet = lambda name: ResnetBlock(
-            x.shape[-1], groups, EPSILON, self.dtype, name=name
-        )
-        x = resnet("resnets_0")(x)
-        x = SpatialAttention(groups, self.dtype, name="attentions_0")(x)
-        return resnet("resnets_1")(x)
+        config, C = self.config, x.shape[-1]
+        x = _resnet(config, C, "resnets_0", self.dtype, self.remat)(x)
+        if config.mid_attention:
+            x = _attention(config, "attentions_0", self.dtype, self.remat)(x)
+        return _resnet(config, C, "resnets_1", self.dtype, self.remat)(x)
 
 
-class SpatialAttention(nn.Module):
-    """Self-attention with one head over all channels, around a residual."""
+def _resnet(
+    config: AutoencoderConfig, channels: int, name: str, dtype: DTypeLike, remat: bool
+) -> ResnetBlock:
+    block = rematerialised(ResnetBlock, remat)
+    return block(channels, config.norm_num_groups, EPSILON, dtype, name=name)
 
-    num_groups: int
-    dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        """Mixes the H·W positions."""
-        B, H, W, C = x.shape
-        h = GroupNorm(self.num_groups, EPSILON, self.dtype, name="group_norm")(x)
-        h = h.reshape(B, H * W, 1, C)  # [B, H*W, 1, C]
-        q, k, v = (nn.Dense(C, dtype=self.dtype, name=f"to_{n}")(h) for n in "qkv")
-        h = nn.Dense(C, dtype=self.dtype, name="to_out_0")(attention(q, k, v))
-        return x + h.reshape(B, H, W, C)  # [B, H, W, C]
+def _attention(
+    config: AutoencoderConfig, name: str, dtype: DTypeLike, remat: bool
+) -> SpatialAttention:
+    block = rematerialised(SpatialAttention, remat)
+    return block(config.norm_num_groups, EPSILON, dtype=dtype, name=name)
+
+
+def _moments(config: AutoencoderConfig) -> int:
+    """Channels that the encoder gives: mean and log variance, or the latent alone."""
+    z = config.latent_channels
+    return 2 * z if config.codebook_size is None else z
 
 
 def _conv(channels: int, name: str, dtype: DTypeLike) -> nn.Conv:

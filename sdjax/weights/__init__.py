@@ -4,6 +4,7 @@ Torch's layouts and names exist here and nowhere else. Loading never runs code f
 file.
 """
 
+from sdjax.weights.autoencoder_folder import read_autoencoder, write_autoencoder
 from sdjax.weights.describe import Description, describe
 from sdjax.weights.files import Format, detect
 from sdjax.weights.read import Checkpoint, read
@@ -17,5 +18,7 @@ __all__ = [
     "describe",
     "detect",
     "read",
+    "read_autoencoder",
     "write",
+    "write_autoencoder",
 ]

@@ -70,7 +70,7 @@ def describe(path: str | Path, *, variant: str | None = None) -> Description:
         format=kind,
         config=opened.config,
         parameters={
-            name: sum(source.tensor.size for source in found)
+            name: sum(math.prod(source.entry.shape) for source in found)
             for name, found in sources.items()
         },
         tensors={name: len(found) for name, found in sources.items()},

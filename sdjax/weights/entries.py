@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Kind = Literal["conv", "linear", "norm", "embedding", "bias"]
-Form = Literal["same", "pointwise", "transposed", "packed"]
+Form = Literal["same", "pointwise", "conv1d", "transposed", "packed", "by_head"]
 
 _LEAF = {
     "conv": "kernel",
@@ -30,8 +30,10 @@ class Entry(NamedTuple):
         shape: in torch's layout, as in a diffusers folder.
         kind: what decides the layout and the leaf's name.
         form: how the original array differs: "pointwise" has two trailing axes of
-            one, "transposed" is [in, out], "packed" is a third of q, k and v.
+            one, "conv1d" has one, "transposed" is [in, out], "packed" is a third of q,
+            k and v, "by_head" the same where each head has its own three.
         part: which third.
+        heads: how many, in the form "by_head".
     """
 
     key: str
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     kind: Kind
     form: Form = "same"
     part: int = 0
+    heads: int = 1
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -58,6 +61,10 @@ class Entry(NamedTuple):
         """Shape of the original array that this leaf is, or is a third of."""
         if self.form == "pointwise":
             return *self.shape, 1, 1
+        if self.form == "conv1d":
+            return *self.shape, 1
+        if self.form == "by_head":
+            return 3 * self.shape[0], *self.shape[1:], *(1,) * (len(self.shape) - 1)
         if self.form == "transposed":
             return self.shape[::-1]
         if self.form == "packed":
@@ -91,6 +98,20 @@ def from_leaf(entry: Entry, leaf: np.ndarray) -> np.ndarray:
     return leaf
 
 
+def unpack_heads(entry: Entry, array: np.ndarray) -> np.ndarray:
+    """One of q, k and v out of an original array whose rows are [head, 3, size]."""
+    rows, *rest = entry.shape
+    array = array.reshape(entry.heads, 3, rows // entry.heads, *rest)
+    return np.ascontiguousarray(array[:, entry.part].reshape(entry.shape))
+
+
+def pack_heads(entry: Entry, parts: list[np.ndarray]) -> np.ndarray:
+    """The original array of q, k and v, given in this order."""
+    rows, *rest = entry.shape
+    split = [p.reshape(entry.heads, rows // entry.heads, *rest) for p in parts]
+    return np.stack(split, axis=1).reshape(entry.original_shape)
+
+
 class Site(NamedTuple):
     """A module's two names, to hang submodules on."""
 
@@ -121,6 +142,12 @@ def linear(
     yield Entry(*names, (out, in_), "linear", form)
     if has_bias:
         yield from bias(site, out)
+
+
+def embedding(site: Site, rows: int, width: int) -> Iterator[Entry]:
+    """A table of vectors."""
+    names = f"{site.key}weight", f"{site.original}weight"
+    yield Entry(*names, (rows, width), "embedding")
 
 
 def norm(site: Site, width: int) -> Iterator[Entry]:

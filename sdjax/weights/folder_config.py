@@ -21,6 +21,9 @@ from sdjax.weights.json_file import Fields, parse_json, read_json
 from sdjax.weights.limits import MAX_LAYERS, MAX_LEVELS, check_limits
 from sdjax.weights.schedule_config import read_schedule
 
+GENERATION_CONFIG = "generation_config.json"
+"""Beside model_index.json: guidance scale and steps that suit the model."""
+
 CORRECTING_PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -29,7 +32,7 @@ CORRECTING_PIPELINES = (
 )
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "VQModel"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection", "CLIPTextModel"),
 }
@@ -67,7 +70,8 @@ _VAE_FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "latents_mean": (),
     "latents_std": (),
-    "mid_block_add_attention": (True,),
+    "lookup_from_codebook": (False,),
+    "norm_type": ("group",),
     "shift_factor": (),
     "use_post_quant_conv": (True,),
     "use_quant_conv": (True,),
@@ -85,7 +89,7 @@ def read_folder_config(folder: Path) -> ModelConfig:
     index = read_json(index_file)
     present = _components(index, index_file)
     unet_fields = _fields(folder, "unet")
-    unet, vae = read_unet(unet_fields), read_vae(_fields(folder, "vae"))
+    unet, vae = read_unet(unet_fields), read_vae(_vae_fields(folder, present["vae"]))
     is_xl = unet.vector == "add_embedding"
     towers = {
         name: read_text_encoder(
@@ -100,6 +104,7 @@ def read_folder_config(folder: Path) -> ModelConfig:
     latent = unet_fields.numbers("sample_size", 64, length=2)
     flags = Fields(index, index_file)
     config = ModelConfig(
+        **_sampling_defaults(folder),
         unet=unet,
         vae=vae,
         text_encoder=towers.get("text_encoder"),
@@ -111,6 +116,20 @@ def read_folder_config(folder: Path) -> ModelConfig:
     )
     check_limits(config, str(folder))
     return config
+
+
+def _sampling_defaults(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says; sdjax's own use of a name of transformers'."""
+    file = folder / GENERATION_CONFIG
+    if not file.is_file():
+        return {}
+    fields = Fields(read_json(file), file)
+    given: dict[str, Any] = {}
+    if "guidance_scale" in fields.data:
+        given["guidance_scale"] = fields.number("guidance_scale", 7.5)
+    if "num_inference_steps" in fields.data:
+        given["num_inference_steps"] = fields.integer("num_inference_steps", 30)
+    return given
 
 
 def _schedule(folder: Path, pipeline: Any) -> ScheduleConfig:
@@ -153,6 +172,14 @@ def _fields(folder: Path, component: str) -> Fields:
     name = fields.data.get("_class_name")
     if name is not None and name not in CLASSES[component]:
         raise fields.wrong("_class_name", CLASSES[component][0])
+    return fields
+
+
+def _vae_fields(folder: Path, kind: str) -> Fields:
+    """The autoencoder's config, which must be of the class that the index names."""
+    fields = _fields(folder, "vae")
+    if fields.data.setdefault("_class_name", kind) != kind:
+        raise fields.wrong("_class_name", f"what model_index.json says, {kind}")
     return fields
 
 
@@ -256,8 +283,9 @@ def _demand_groups(fields: Fields, channels: tuple[int, ...], groups: int) -> No
 
 
 def read_vae(fields: Fields) -> AutoencoderConfig:
-    """AutoencoderKL's config."""
+    """AutoencoderKL's or VQModel's config."""
     fields.demand(_VAE_FIXED)
+    is_vq = fields.data.get("_class_name") == "VQModel"
     channels = fields.numbers("block_out_channels", (64,))
     levels = len(channels)
     if not 1 <= levels <= MAX_LEVELS or 0 in channels:
@@ -275,13 +303,18 @@ def read_vae(fields: Fields) -> AutoencoderConfig:
         raise fields.wrong("up_block_types", f"the mirror of its down blocks, {wanted}")
     groups = fields.integer("norm_num_groups", 32)
     _demand_groups(fields, channels, groups)
+    latent = fields.integer("latent_channels", 3 if is_vq else 4)
+    if is_vq and fields.integer("vq_embed_dim", latent) != latent:
+        raise fields.wrong("vq_embed_dim", f"that of latent_channels, {latent}")
     return AutoencoderConfig(
         in_channels=fields.integer("in_channels", 3),
         out_channels=fields.integer("out_channels", 3),
-        latent_channels=fields.integer("latent_channels", 4),
+        latent_channels=latent,
         block_out_channels=channels,
         layers_per_block=fields.integer("layers_per_block", 1, most=MAX_LAYERS),
         attention_levels=attends,
+        mid_attention=fields.flag("mid_block_add_attention", True),
+        codebook_size=fields.integer("num_vq_embeddings", 256) if is_vq else None,
         norm_num_groups=groups,
         scaling_factor=fields.number("scaling_factor", 0.18215),
     )

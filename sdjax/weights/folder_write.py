@@ -11,6 +11,7 @@ from sdjax.config import (
     UNetConfig,
 )
 from sdjax.errors import SdjaxError
+from sdjax.weights.folder_config import GENERATION_CONFIG
 from sdjax.weights.schedule_config import write_schedule
 
 VERSION = "0.42.1"
@@ -28,6 +29,7 @@ def folder_config(config: ModelConfig) -> ModelConfig:
     Raises:
         SdjaxError: if a diffusers folder cannot say what `config` says.
     """
+    _check_expressible(config)
     tower = config.text_encoder
     is_xl = config.unet.vector == "add_embedding"
     if tower is not None and not is_xl and tower.states == "penultimate":
@@ -45,6 +47,24 @@ def folder_config(config: ModelConfig) -> ModelConfig:
     return config
 
 
+def _check_expressible(config: ModelConfig) -> None:
+    """Refuses what is in none of the pipelines that read such a folder."""
+    unet = config.unet
+    kinds = {
+        "a class embedder": config.class_embedder is not None,
+        "plain attention in the U-Net": unet.plain_attention,
+        "norms scaled by the time": unet.scale_shift_norm,
+        "res blocks between the U-Net's levels": unet.resnet_resampling,
+        "no text encoder": not config.text_encoders,
+    }
+    for kind, present in kinds.items():
+        if present:
+            raise SdjaxError(
+                f"the model has {kind}, which a diffusers folder of sdjax cannot say: "
+                'use the format "orbax" or "single-file"'
+            )
+
+
 def folder_files(config: ModelConfig, tokenizers: dict[str, Any]) -> dict[str, Any]:
     """File name -> JSON of every config in the folder."""
     is_xl = config.unet.vector == "add_embedding"
@@ -56,6 +76,8 @@ def folder_files(config: ModelConfig, tokenizers: dict[str, Any]) -> dict[str, A
         "scheduler/scheduler_config.json": schedule,
         "model_index.json": _index(config, schedule["_class_name"], tokenizers),
     }
+    if sampling := _sampling_defaults(config):
+        files[GENERATION_CONFIG] = sampling
     for name, tower in config.text_encoders.items():
         files[f"{name}/config.json"] = write_text_encoder(tower)
     if config.unet.vector == "class_embedding":
@@ -63,6 +85,14 @@ def folder_files(config: ModelConfig, tokenizers: dict[str, Any]) -> dict[str, A
         low = {**schedule, "_class_name": "DDPMScheduler"}
         files["low_res_scheduler/scheduler_config.json"] = low
     return files
+
+
+def _sampling_defaults(config: ModelConfig) -> dict[str, Any]:
+    """What the model names for sampling, where that is not what every model gets."""
+    usual = ModelConfig()
+    names = ("guidance_scale", "num_inference_steps")
+    given = {name: getattr(config, name) for name in names}
+    return {n: value for n, value in given.items() if value != getattr(usual, n)}
 
 
 def _index(
@@ -78,7 +108,7 @@ def _index(
         present = tokenizer in tokenizers
         index[tokenizer] = ["transformers", "CLIPTokenizer"] if present else _NONE
     index["unet"] = ["diffusers", "UNet2DConditionModel"]
-    index["vae"] = ["diffusers", "AutoencoderKL"]
+    index["vae"] = ["diffusers", _vae_class(config.vae)]
     index["scheduler"] = ["diffusers", scheduler]
     return index | extra
 
@@ -180,10 +210,16 @@ def _size_embedding(config: ModelConfig) -> int:
 
 
 def write_vae(vae: AutoencoderConfig, sample_size: int) -> dict[str, Any]:
-    """AutoencoderKL's config.json."""
+    """AutoencoderKL's or VQModel's config.json."""
     attends = vae.attention_levels
+    codebook: dict[str, Any] = {}
+    if vae.codebook_size is not None:
+        codebook = {
+            "num_vq_embeddings": vae.codebook_size,
+            "vq_embed_dim": vae.latent_channels,
+        }
     return {
-        "_class_name": "AutoencoderKL",
+        "_class_name": _vae_class(vae),
         "_diffusers_version": VERSION,
         "act_fn": "silu",
         "block_out_channels": list(vae.block_out_channels),
@@ -193,6 +229,7 @@ def write_vae(vae: AutoencoderConfig, sample_size: int) -> dict[str, Any]:
         "in_channels": vae.in_channels,
         "latent_channels": vae.latent_channels,
         "layers_per_block": vae.layers_per_block,
+        "mid_block_add_attention": vae.mid_attention,
         "norm_num_groups": vae.norm_num_groups,
         "out_channels": vae.out_channels,
         "sample_size": sample_size,
@@ -200,7 +237,12 @@ def write_vae(vae: AutoencoderConfig, sample_size: int) -> dict[str, Any]:
         "up_block_types": [
             "AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in attends[::-1]
         ],
+        **codebook,
     }
+
+
+def _vae_class(vae: AutoencoderConfig) -> str:
+    return "AutoencoderKL" if vae.codebook_size is None else "VQModel"
 
 
 def write_text_encoder(tower: TextEncoderConfig) -> dict[str, Any]:

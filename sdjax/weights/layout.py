@@ -4,6 +4,7 @@ Files are matched strictly: every tensor is a leaf, or on the list of what is ig
 or an error.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from sdjax.config import ModelConfig
 from sdjax.errors import SdjaxError
 from sdjax.weights import text_names, unet_names, vae_names
-from sdjax.weights.entries import Entry, to_leaf
+from sdjax.weights.entries import ROOT, Entry, embedding, to_leaf, unpack_heads
 from sdjax.weights.tensors import Tensor
 
 Tables = dict[str, list[Entry]]
@@ -41,13 +42,19 @@ class Source(NamedTuple):
         array = self.tensor.read()
         if self.transposed:
             return array.reshape(self.entry.leaf_shape)
-        return to_leaf(self.entry, array.reshape(self.entry.shape))
+        return to_leaf(self.entry, self._whole(array))
 
     def read_torch(self) -> np.ndarray:
         """Reads the leaf, in torch's layout."""
         array = self.tensor.read()
         if self.transposed:
             return np.ascontiguousarray(array.reshape(self.entry.leaf_shape).T)
+        return self._whole(array)
+
+    def _whole(self, array: np.ndarray) -> np.ndarray:
+        """The leaf's own part of an array, in torch's layout."""
+        if array.size == 3 * math.prod(self.entry.shape):
+            return unpack_heads(self.entry, array)
         return array.reshape(self.entry.shape)
 
 
@@ -69,6 +76,9 @@ def tables(config: ModelConfig) -> Tables:
     }
     result["unet"] = list(unet_names.unet_entries(config.unet))
     result["vae"] = list(vae_names.vae_entries(config.vae))
+    if config.class_embedder is not None:
+        classes, width = config.class_embedder.num_classes, config.class_embedder.width
+        result["class_embedder"] = list(embedding(ROOT.at("embedding"), classes, width))
     return result
 
 
@@ -78,6 +88,8 @@ def original_prefix(config: ModelConfig, component: str) -> str:
         return unet_names.ORIGINAL_PREFIX
     if component == "vae":
         return vae_names.ORIGINAL_PREFIX
+    if component == "class_embedder":
+        return "cond_stage_model."
     is_open = text_layout(config, component) == "open_clip"
     tower = "model." if is_open else "transformer."
     if config.text_encoder_2 is None:

@@ -106,8 +106,8 @@ def read(
         needs_tokenizers=needs_tokenizers,
     )
     params = {
-        component: _nest(
-            (s.entry.path, _put(s.read(), s.entry.key, path, target, device_put))
+        component: nest(
+            (s.entry.path, put_leaf(s.read(), s.entry.key, path, target, device_put))
             for s in sources
         )
         for component, sources in opened.sources.items()
@@ -123,10 +123,10 @@ def _read_orbax(
 ) -> Checkpoint:
     config = orbax_folder.read_config(path)
     leaves = orbax_folder.find_leaves(path, config)
-    params = _nest(
+    params = nest(
         (
             (leaf.component, *leaf.entry.path),
-            _put(array, leaf.entry.key, path, dtype, device_put),
+            put_leaf(array, leaf.entry.key, path, dtype, device_put),
         )
         for leaf, array in orbax_folder.read_leaves(path, leaves)
     )
@@ -216,7 +216,7 @@ def _with_prediction(
     return dataclasses.replace(config, schedule=schedule)
 
 
-def _put(
+def put_leaf(
     array: np.ndarray,
     name: str,
     where: str | Path,
@@ -262,7 +262,7 @@ def _is_float(dtype: np.dtype) -> bool:
         return False
 
 
-def _nest(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> Params:
+def nest(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> Params:
     """Paths and leaves as a nested dict."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves:

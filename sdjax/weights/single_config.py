@@ -181,7 +181,10 @@ def _vector(shapes: Shapes) -> tuple[Any, int | None]:
 def infer_vae(shapes: Shapes) -> AutoencoderConfig:
     """The autoencoder's config, from its encoder."""
     if f"{VAE}quantize.embedding.weight" in shapes:
-        raise SdjaxError(f"{shapes.where} holds a VQ autoencoder; sdjax takes KL ones")
+        raise SdjaxError(
+            f"{shapes.where} holds a VQ autoencoder, and nothing in it tells the "
+            "model's heads and schedule: sdjax takes such a file only from itself"
+        )
     levels = shapes.count(f"{VAE}encoder.down.{{}}.block.0.conv1.weight")
     block = VAE + "encoder.down.{}.block.0.conv1.weight"
     channels = tuple(shapes.get(block.format(i), 4)[0] for i in range(levels))

@@ -63,13 +63,16 @@ def _down(config: UNetConfig):
             yield from _resnet(config, site.at(f"resnets.{layer}", "0"), width, out)
             if config.transformer_depth[level]:
                 attention = site.at(f"attentions.{layer}", "1")
-                yield from _transformer(config, attention, level)
+                yield from _attention(config, attention, level)
             width = out
             skips.append(width)
         if level < len(channels) - 1:
             block += 1
             site = Site(f"down_blocks.{level}.", f"input_blocks.{block}.")
-            yield from conv(site.at("downsamplers.0.conv", "0.op"), width, width, 3)
+            if config.resnet_resampling:
+                yield from _resnet(config, site.at("downsamplers.0", "0"), width, width)
+            else:
+                yield from conv(site.at("downsamplers.0.conv", "0.op"), width, width, 3)
             skips.append(width)
     return skips
 
@@ -78,10 +81,9 @@ def _middle(config: UNetConfig) -> Iterator[Entry]:
     width = config.block_out_channels[-1]
     site = ROOT.at("mid_block", "middle_block")
     yield from _resnet(config, site.at("resnets.0", "0"), width, width)
-    depth = config.mid_transformer_depth
-    if depth:
-        yield from _blocks(config, site.at("attentions.0", "1"), width, depth, False)
-    after = "2" if depth else "1"
+    if config.mid_transformer_depth:
+        yield from _attention(config, site.at("attentions.0", "1"), None)
+    after = "2" if config.mid_transformer_depth else "1"
     yield from _resnet(config, site.at("resnets.1", after), width, width)
 
 
@@ -96,12 +98,14 @@ def _up(config: UNetConfig, skips: list[int]) -> Iterator[Entry]:
             resnet = site.at(f"resnets.{layer}", "0")
             yield from _resnet(config, resnet, width + skips.pop(), out)
             if depth:
-                yield from _transformer(
-                    config, site.at(f"attentions.{layer}", "1"), level
-                )
+                attention = site.at(f"attentions.{layer}", "1")
+                yield from _attention(config, attention, level)
             if layer == config.layers_per_block and level:
-                original = "2.conv" if depth else "1.conv"
-                yield from conv(site.at("upsamplers.0.conv", original), out, out, 3)
+                up = site.at("upsamplers.0", "2" if depth else "1")
+                if config.resnet_resampling:
+                    yield from _resnet(config, up, out, out)
+                else:
+                    yield from conv(up.at("conv"), out, out, 3)
             width = out
             block += 1
 
@@ -110,16 +114,34 @@ def _resnet(config: UNetConfig, site: Site, in_: int, out: int) -> Iterator[Entr
     yield from norm(site.at("norm1", "in_layers.0"), in_)
     yield from conv(site.at("conv1", "in_layers.2"), in_, out, 3)
     embedding = site.at("time_emb_proj", "emb_layers.1")
-    yield from linear(embedding, 4 * config.block_out_channels[0], out)
+    shifts = 2 * out if config.scale_shift_norm else out
+    yield from linear(embedding, 4 * config.block_out_channels[0], shifts)
     yield from norm(site.at("norm2", "out_layers.0"), out)
     yield from conv(site.at("conv2", "out_layers.3"), out, out, 3)
     if in_ != out:
         yield from conv(site.at("conv_shortcut", "skip_connection"), in_, out, 1)
 
 
-def _transformer(config: UNetConfig, site: Site, level: int) -> Iterator[Entry]:
-    width, depth = config.block_out_channels[level], config.transformer_depth[level]
-    return _blocks(config, site, width, depth, config.cross_attention_only[level])
+def _attention(config: UNetConfig, site: Site, level: int | None) -> Iterator[Entry]:
+    """The attention of a level; None: of the middle block."""
+    place = -1 if level is None else level
+    width = config.block_out_channels[place]
+    if config.plain_attention:
+        return _plain(site, width, config.num_heads[place])
+    if level is None:
+        return _blocks(config, site, width, config.mid_transformer_depth, False)
+    depth, only = config.transformer_depth[level], config.cross_attention_only[level]
+    return _blocks(config, site, width, depth, only)
+
+
+def _plain(site: Site, width: int, heads: int) -> Iterator[Entry]:
+    """CompVis packs q, k and v in one 1-D convolution, head by head."""
+    yield from norm(site.at("group_norm", "norm"), width)
+    for part, name in enumerate(("to_q", "to_k", "to_v")):
+        place = site.at(name, "qkv")
+        for entry in linear(place, width, width):
+            yield entry._replace(form="by_head", part=part, heads=heads)
+    yield from linear(site.at("to_out.0", "proj_out"), width, width, form="conv1d")
 
 
 def _blocks(
@@ -131,9 +153,9 @@ def _blocks(
         block = site.at(f"transformer_blocks.{index}")
         yield from norm(block.at("norm1"), width)
         first = config.context_dim if cross_only else width
-        yield from _attention(block.at("attn1"), width, first)
+        yield from _projections(block.at("attn1"), width, first)
         yield from norm(block.at("norm2"), width)
-        yield from _attention(block.at("attn2"), width, config.context_dim)
+        yield from _projections(block.at("attn2"), width, config.context_dim)
         yield from norm(block.at("norm3"), width)
         yield from linear(block.at("ff.net.0.proj"), width, 8 * width)
         yield from linear(block.at("ff.net.2"), 4 * width, width)
@@ -146,7 +168,7 @@ def _projection(config: UNetConfig, site: Site, width: int) -> Iterator[Entry]:
     return conv(site, width, width, 1)
 
 
-def _attention(site: Site, width: int, context: int) -> Iterator[Entry]:
+def _projections(site: Site, width: int, context: int) -> Iterator[Entry]:
     yield from linear(site.at("to_q"), width, width, has_bias=False)
     yield from linear(site.at("to_k"), context, width, has_bias=False)
     yield from linear(site.at("to_v"), context, width, has_bias=False)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from sdjax.config import AutoencoderConfig
-from sdjax.weights.entries import ROOT, Entry, Site, conv, linear, norm
+from sdjax.weights.entries import ROOT, Entry, Site, conv, embedding, linear, norm
 
 ORIGINAL_PREFIX = "first_stage_model."
 
@@ -28,11 +28,21 @@ _IN_ORIGINAL = re.compile(r"(.*\.(?:attn_1|attn\.\d+))\.(.+)\.(weight|bias)")
 
 def vae_entries(config: AutoencoderConfig) -> Iterator[Entry]:
     """Every leaf of the autoencoder that `config` describes."""
-    latent = config.latent_channels
+    latent, moments = config.latent_channels, _moments(config)
     yield from _encoder(config, ROOT.at("encoder"))
     yield from _decoder(config, ROOT.at("decoder"))
-    yield from conv(ROOT.at("quant_conv"), 2 * latent, 2 * latent, 1)
+    yield from conv(ROOT.at("quant_conv"), moments, moments, 1)
     yield from conv(ROOT.at("post_quant_conv"), latent, latent, 1)
+    if config.codebook_size is not None:
+        yield from embedding(
+            ROOT.at("quantize").at("embedding"), config.codebook_size, latent
+        )
+
+
+def _moments(config: AutoencoderConfig) -> int:
+    """Channels that the encoder gives: a VQ autoencoder's has no variances."""
+    z = config.latent_channels
+    return 2 * z if config.codebook_size is None else z
 
 
 def modern_key(key: str) -> str:
@@ -70,16 +80,16 @@ def _encoder(config: AutoencoderConfig, site: Site) -> Iterator[Entry]:
         if level < len(channels) - 1:
             down = block.at("downsamplers.0.conv", "downsample.conv")
             yield from conv(down, out, out, 3)
-    yield from _middle(site, width)
+    yield from _middle(config, site, width)
     yield from norm(site.at("conv_norm_out", "norm_out"), width)
-    yield from conv(site.at("conv_out"), width, 2 * config.latent_channels, 3)
+    yield from conv(site.at("conv_out"), width, _moments(config), 3)
 
 
 def _decoder(config: AutoencoderConfig, site: Site) -> Iterator[Entry]:
     channels = config.block_out_channels
     width = channels[-1]
     yield from conv(site.at("conv_in"), config.latent_channels, width, 3)
-    yield from _middle(site, width)
+    yield from _middle(config, site, width)
     for index in range(len(channels)):
         level = len(channels) - 1 - index
         out = channels[level]
@@ -99,10 +109,11 @@ def _decoder(config: AutoencoderConfig, site: Site) -> Iterator[Entry]:
     yield from conv(site.at("conv_out"), width, config.out_channels, 3)
 
 
-def _middle(site: Site, width: int) -> Iterator[Entry]:
+def _middle(config: AutoencoderConfig, site: Site, width: int) -> Iterator[Entry]:
     block = site.at("mid_block", "mid")
     yield from _resnet(block.at("resnets.0", "block_1"), width, width)
-    yield from _attention(block.at("attentions.0", "attn_1"), width)
+    if config.mid_attention:
+        yield from _attention(block.at("attentions.0", "attn_1"), width)
     yield from _resnet(block.at("resnets.1", "block_2"), width, width)
 
 

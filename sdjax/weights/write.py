@@ -21,7 +21,7 @@ from sdjax.config import ModelConfig, to_json
 from sdjax.errors import SdjaxError
 from sdjax.typing import Params
 from sdjax.weights import layout, orbax_folder
-from sdjax.weights.entries import Entry, from_leaf
+from sdjax.weights.entries import Entry, from_leaf, pack_heads
 from sdjax.weights.files import Format, check_url, is_remote
 from sdjax.weights.folder_write import (
     folder_config,
@@ -79,7 +79,7 @@ def write(
         tree = {name: params[name] for name in leaves}
         _write_orbax(path, config, _cast(tree, target), tokenizers)
         return
-    with _beside(Path(path)) as place:
+    with beside(Path(path)) as place:
         if format == "single-file":
             _write_single(place, config, leaves, target)
         else:
@@ -181,18 +181,16 @@ def _write_folder(
     shard_size: int,
 ) -> None:
     for name, data in folder_files(config, tokenizers).items():
-        _write_bytes(place / name, (json.dumps(data, indent=2) + "\n").encode())
+        write_bytes(place / name, (json.dumps(data, indent=2) + "\n").encode())
     for component, files in tokenizers.items():
         for name, data in files.items():
-            _write_bytes(place / component / name, data)
+            write_bytes(place / component / name, data)
     for component, pairs in leaves.items():
-        tensors = [_folder_tensor(component, e, leaf, dtype) for e, leaf in pairs]
-        _write_component(
-            place / component, weights_stem(component), tensors, shard_size
-        )
+        tensors = [folder_tensor(component, e, leaf, dtype) for e, leaf in pairs]
+        write_component(place / component, weights_stem(component), tensors, shard_size)
 
 
-def _write_component(
+def write_component(
     place: Path, stem: str, tensors: list[Outgoing], shard_size: int
 ) -> None:
     """One safetensors file, or shards with their index."""
@@ -212,12 +210,13 @@ def _write_component(
         total = sum(tensor.nbytes for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2) + "\n"
-        _write_bytes(place / f"{stem}.safetensors.index.json", text.encode())
+        write_bytes(place / f"{stem}.safetensors.index.json", text.encode())
 
 
-def _folder_tensor(
+def folder_tensor(
     component: str, entry: Entry, leaf: Any, dtype: np.dtype | None
 ) -> Outgoing:
+    """A leaf as a tensor of its component's file in a diffusers folder."""
     is_text = component.startswith("text_encoder")
     prefixed = is_text and not entry.key.startswith("text_projection")
     stored = _dtype(leaf, dtype)
@@ -251,6 +250,8 @@ def _original_tensor(
 
     def make() -> np.ndarray:
         parts = [_original_array(entry, leaf) for entry, leaf in ordered]
+        if ordered[0][0].form == "by_head":
+            return pack_heads(ordered[0][0], parts).astype(stored, copy=False)
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole.astype(stored, copy=False)
 
@@ -261,7 +262,7 @@ def _original_array(entry: Entry, leaf: Any) -> np.ndarray:
     array = from_leaf(entry, np.asarray(leaf))
     if entry.form == "transposed":
         return np.ascontiguousarray(array.T)
-    if entry.form == "pointwise":
+    if entry.form in ("pointwise", "conv1d"):
         return array.reshape(entry.original_shape)
     return array
 
@@ -298,12 +299,12 @@ def _write_orbax(
     if is_remote(path):
         orbax_folder.save(path, config, params, tokenizers)
         return
-    with _beside(Path(path)) as place:
+    with beside(Path(path)) as place:
         orbax_folder.save(place.resolve(), config, params, tokenizers)
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block has succeeded."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -345,7 +346,8 @@ def _flushed(file: Path) -> Iterator[IO[bytes]]:
         os.fsync(stream.fileno())
 
 
-def _write_bytes(file: Path, data: bytes) -> None:
+def write_bytes(file: Path, data: bytes) -> None:
+    """Writes a new file, and waits until it is on the disk."""
     with _flushed(file) as stream:
         stream.write(data)
 
