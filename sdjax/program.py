@@ -24,14 +24,13 @@ from sdjax.diffusion import (
     make_denoiser,
 )
 from sdjax.diffusion import sample as run_sampler
-from sdjax.models import Autoencoder, CLIPTextEncoder, TextStates, UNet
-from sdjax.models.layers import guidance_embedding, sinusoidal_embedding
+from sdjax.models import Autoencoder, UNet
+from sdjax.models.layers import guidance_embedding
+from sdjax.text_conditioning import encode_tokens, size_vector
 from sdjax.typing import Conditioning, Latent, Network, Params, Tokens
 
 OutputType = Literal["uint8", "float", "latent"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-SIZE_EMBEDDING_DIM = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,24 +224,16 @@ def encode_text(
 def _encode(
     params: Params, tokens: dict[str, Tokens], config: SampleConfig, clip_skip: int
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b e"]]:
-    """States of all towers side by side, and the last tower's pooled output."""
-    towers: list[TextStates] = []
-    for name, tower in config.model.text_encoders.items():
-        encoder = CLIPTextEncoder(tower, dtype=jnp.dtype(config.dtype))
-        variables = {"params": params[name]}
-        out = encoder.apply(variables, tokens[name], clip_skip=clip_skip)
-        towers.append(cast(TextStates, out))
-    states = jnp.concatenate([tower.states for tower in towers], axis=-1)
-    return states, towers[-1].pooled
+    return encode_tokens(
+        params, tokens, config.model, dtype=config.dtype, clip_skip=clip_skip
+    )
 
 
 def _conditioning(context, pooled, size, inputs, config) -> Conditioning:
     """Adds what SDXL (image sizes) and LCM (guidance) want besides the text."""
     vector = guidance = None
     if config.model.unet.vector == "add_embedding":
-        embedded = sinusoidal_embedding(size.reshape(-1), SIZE_EMBEDDING_DIM)
-        embedded = embedded.reshape(size.shape[0], -1)  # [B, 6 * 256]
-        vector = jnp.concatenate([pooled.astype(jnp.float32), embedded], axis=-1)
+        vector = size_vector(pooled, size)
     if config.model.unet.guidance_dim is not None:
         w = inputs.guidance_scale - 1  # Luo et al. 2023 count from no guidance
         guidance = guidance_embedding(w, config.model.unet.guidance_dim)

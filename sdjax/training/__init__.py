@@ -1,0 +1,1 @@
+"""Training: the steps, what they carry, and the loop around them."""
