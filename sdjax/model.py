@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from pathlib import Path
 
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -12,6 +13,11 @@ from sdjax.config import ModelConfig, PredictionType, TextEncoderConfig
 from sdjax.errors import SdjaxError
 from sdjax.text import Tokenizer, read_tokenizer_files
 from sdjax.typing import Params
+
+BUNDLED = "emoji"
+"""Name of the model that comes with the package."""
+
+ASSETS = Path(__file__).parent / "assets"
 
 TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
@@ -109,7 +115,8 @@ def load(
 
     Args:
         path: a diffusers folder, a single file in the original layout
-            (.safetensors or .ckpt), or a folder that `save` wrote with Orbax.
+            (.safetensors or .ckpt), a folder that `save` wrote with Orbax, or the name
+            of the bundled model, "emoji", where nothing here is called so.
         dtype: to store the parameters in; None keeps the file's own.
         variant: of a diffusers folder's weight files, as "fp16".
         tokenizer: folder of a CLIP tokenizer, for models that come without one.
@@ -118,7 +125,7 @@ def load(
     Raises:
         SdjaxError: if the path is no such model, or is damaged.
     """
-    path = os.fspath(path)
+    path = locate(path)
     given = None if tokenizer is None else read_tokenizer_files(tokenizer)
     checkpoint = weights.read(
         path,
@@ -133,6 +140,20 @@ def load(
             {TOKENIZER_OF[name]: given for name in checkpoint.config.text_encoders}
         )
     return Model(checkpoint.config, checkpoint.params, files, path, variant)
+
+
+def locate(path: str | os.PathLike) -> str:
+    """Where a model is: the path itself, or that of the bundled model it names."""
+    path = os.fspath(path)
+    if path == BUNDLED and not os.path.lexists(path):
+        return str(ASSETS / BUNDLED)
+    return path
+
+
+@functools.cache
+def bundled() -> Model:
+    """The model that comes with the package, loaded once."""
+    return load(ASSETS / BUNDLED)
 
 
 def save(

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from sdjax import arguments, diffusion, parallel
 from sdjax.config import ScheduleConfig
 from sdjax.errors import SdjaxError
-from sdjax.model import Model, load
+from sdjax.model import Model, bundled, load
 from sdjax.program import Dtype, OutputType, SampleConfig, SampleInputs
 from sdjax.runner import run
 
@@ -31,8 +31,8 @@ def prepare(
     negative_prompt: Prompts | None = None,
     height: int | None = None,
     width: int | None = None,
-    num_inference_steps: int = 30,
-    guidance_scale: float | None = 7.5,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | Literal["model"] | None = "model",
     guidance_rescale: float = 0.0,
     num_images_per_prompt: int = 1,
     sampler: str | None = None,
@@ -66,11 +66,15 @@ def prepare(
     schedule = model.config.schedule
     if sampler is None:
         sampler = schedule.sampler or DEFAULT_SAMPLER
+    if num_inference_steps is None:
+        num_inference_steps = model.config.num_inference_steps
     tableau = _tableau(schedule, sampler, num_inference_steps, eta, pad)
     shape = (batch, *config.latent_shape)
     distilled = model.config.unet.guidance_dim is not None
     guided = guidance_scale is not None and not distilled
     scale = 1.0
+    if guidance_scale == "model":
+        guidance_scale = model.config.guidance_scale
     if guidance_scale is not None:
         scale = arguments.real(guidance_scale, "guidance_scale")
     rescale = arguments.real(guidance_rescale, "guidance_rescale", 0, 1)
@@ -111,8 +115,8 @@ def generate(
     negative_prompt: Prompts | None = None,
     height: int | None = None,
     width: int | None = None,
-    num_inference_steps: int = 30,
-    guidance_scale: float | None = 7.5,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | Literal["model"] | None = "model",
     guidance_rescale: float = 0.0,
     num_images_per_prompt: int = 1,
     sampler: str | None = None,
@@ -135,15 +139,16 @@ def generate(
 
     Args:
         prompt: one, or several that become one batch.
-        model: from `sdjax.load`, or a path to load.
+        model: from `sdjax.load`, or a path to load; None: the bundled one.
         negative_prompt: what to steer away from; one for all prompts or one for each.
             None: the empty prompt, or what the model was trained with in its place.
         height: of the image in pixels, a multiple of the autoencoder's factor (8);
             None: the model's own.
         width: likewise.
-        num_inference_steps: sampling steps.
-        guidance_scale: classifier-free guidance; 1 is none. None leaves it out of the
-            program, which halves the work of models that were distilled.
+        num_inference_steps: sampling steps; None: what the model names, else 30.
+        guidance_scale: classifier-free guidance; 1 is none. "model": what the model
+            names, else 7.5. None leaves it out of the program, which halves the work of
+            models that were distilled.
         guidance_rescale: φ of Lin et al. 2023 (arXiv:2305.08891), eq. 16, in [0, 1].
         num_images_per_prompt: image j of prompt i is row i * this + j.
         sampler: a name in `sdjax.diffusion.SAMPLERS`; None: the model's own, else
@@ -215,7 +220,7 @@ def default_dtype(model: Model, platform: str | None = None) -> Dtype:
 
 def _as_model(model: Model | str | os.PathLike | None) -> Model:
     if model is None:
-        raise SdjaxError("model is missing: pass one from sdjax.load, or its path")
+        return bundled()
     if isinstance(model, str | os.PathLike):
         return load(model)
     if not isinstance(model, Model):

@@ -25,10 +25,17 @@ MAY_IMPORT = {
     "arguments": FOUNDATION,
     "weights": FOUNDATION | {"models"},
     "model": FOUNDATION | {"cache", "weights", "text", "parallel"},
-    "program": FOUNDATION | {"models", "diffusion"},
+    "sheet": FOUNDATION,
+    "text_conditioning": FOUNDATION | {"models"},
+    "data": FOUNDATION,
+    "program": FOUNDATION | {"models", "diffusion", "text_conditioning"},
     "runner": FOUNDATION | {"model", "program", "parallel", "progress", "cache"},
     "pipeline": FOUNDATION
     | {"arguments", "model", "program", "runner", "diffusion", "parallel"},
+    "training": FOUNDATION
+    | {"models", "diffusion", "text", "weights", "data", "parallel", "cache", "sheet"}
+    | {"text_conditioning", "model", "program", "pipeline", "arguments", "__init__"},
+    "evaluation": FOUNDATION | {"models", "model", "pipeline", "data"},
     "cli": None,  # anything
 }
 

@@ -14,6 +14,7 @@ import sdjax
 from sdjax.config import ScheduleConfig
 from sdjax.diffusion import tableau
 from sdjax.errors import SdjaxError
+from sdjax.model import BUNDLED
 from sdjax.pipeline import DEFAULT_SAMPLER, default_dtype
 from sdjax.recipe import (
     Recipe,
@@ -24,9 +25,8 @@ from sdjax.recipe import (
 )
 
 DEFAULTS = {
+    "model": BUNDLED,
     "seed": 0,
-    "num_inference_steps": 30,
-    "guidance_scale": 7.5,
     "guidance_rescale": 0.0,
     "clip_skip": 0,
 }
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
     count = len(prompts) * (args.num_images_per_prompt or 1)
     destination = _destination(args.output, settings["seed"], count)
     model = _load(settings, args, origin)
-    if settings["sampler"] is None:
-        settings["sampler"] = model.config.schedule.sampler or DEFAULT_SAMPLER
+    _take_from_model(settings, model)
     settings["dtype"] = settings["dtype"] or default_dtype(model)
     # Reads the model's hash: what can fail does so before the long computation.
     base = _recipe(settings, model)
@@ -116,12 +115,20 @@ def _settings(args: argparse.Namespace, origin: Recipe | None) -> dict[str, Any]
         settings["eta"] = None  # that of the origin was for its own sampler
     if settings["sampler"] is not None:  # says that it is unknown, before the model
         tableau(ScheduleConfig(), settings["sampler"], 1, eta=settings["eta"])
-    if settings["model"] is None:
-        raise SdjaxError(
-            "no model given: pass --model, a diffusers folder, a .safetensors or .ckpt "
-            "file, or an Orbax folder"
-        )
     return settings
+
+
+def _take_from_model(settings: dict[str, Any], model: sdjax.Model) -> None:
+    """Fills in what suits the model, where nothing was asked for."""
+    config = model.config
+    own = {
+        "sampler": config.schedule.sampler or DEFAULT_SAMPLER,
+        "num_inference_steps": config.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
+    }
+    for name, value in own.items():
+        if settings[name] is None:
+            settings[name] = value
 
 
 def _destination(output: str | None, seed: int, count: int) -> Destination:

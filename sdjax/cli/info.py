@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sdjax import config, recipe
+from sdjax.cli.run_info import describe_run, is_run
 from sdjax.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 if TYPE_CHECKING:
@@ -22,9 +23,15 @@ def run(args: argparse.Namespace) -> None:
         lines = [(name, value) for name, value in dataclasses.asdict(made).items()]
         print(json.dumps(dict(lines), indent=2) if args.json else _table(lines))
         return
-    from sdjax import weights  # imports JAX, which an image does not need
+    if is_run(args.path):
+        found = describe_run(args.path)
+        print(json.dumps(found, indent=2) if args.json else _table([*found.items()]))
+        return
+    # Both import JAX, which an image does not need.
+    from sdjax import weights
+    from sdjax.model import locate
 
-    model = weights.describe(args.path, variant=args.variant)
+    model = weights.describe(locate(args.path), variant=args.variant)
     if args.json:
         print(json.dumps(_model_json(args.path, model), indent=2))
     else:

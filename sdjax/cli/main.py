@@ -137,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_convert(commands)
     _add_info(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_shards(commands)
+    _add_cache(commands)
     return parser
 
 
@@ -184,8 +188,8 @@ def _add_generate(commands) -> None:
 def _add_numbers(group) -> None:
     """What steers sampling; unset is None, so that `--from` can tell."""
     add = group.add_argument
-    add("--steps", type=_count, dest="num_inference_steps", help="default: 30")
-    add("--guidance-scale", type=_real, metavar="SCALE", help="default: 7.5")
+    add("--steps", type=_count, dest="num_inference_steps", help="default: the model's")
+    add("--guidance-scale", type=_real, metavar="SCALE", help="default: the model's")
     add("--guidance-rescale", type=_fraction, metavar="PHI", help="default: 0")
     add("--eta", type=_fraction, help="noise that DDIM adds, 0 to 1")
     add("--seed", type=_seed, help="default: 0")
@@ -216,10 +220,91 @@ def _add_convert(commands) -> None:
 
 
 def _add_info(commands) -> None:
-    parser = _command(commands, "info", "Describe a model, checkpoint or image")
-    parser.add_argument("path", type=_name, metavar="MODEL|CHECKPOINT|IMAGE")
+    parser = _command(commands, "info", "Describe a model, training run or image")
+    parser.add_argument("path", type=_name, metavar="MODEL|RUN|IMAGE")
     _add_variant(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_train(commands) -> None:
+    parser = _command(commands, "train", "Train a model, or go on with its training")
+    parser.add_argument(
+        "config", type=_name, metavar="CONFIG.py", help="a file with get_config()"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=_name,
+        required=True,
+        metavar="DIR",
+        help="where checkpoints, samples and the model go; the same command goes on",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="replace a field of the config, as --set optimizer.learning_rate=1e-4",
+    )
+    parser.add_argument("--no-progress", action="store_true", help="say nothing")
+
+
+def _add_evaluate(commands) -> None:
+    parser = _command(
+        commands, "evaluate", "Draw known captions and judge the pictures"
+    )
+    parser.add_argument(
+        "data", type=_name, metavar="DATA", help="captions with their true pictures"
+    )
+    parser.add_argument("-m", "--model", type=_name, default="emoji", metavar="PATH")
+    parser.add_argument(
+        "--among",
+        type=_name,
+        action="append",
+        metavar="DATA",
+        help="further pictures that a drawn one may be taken for",
+    )
+    parser.add_argument(
+        "--limit", type=_count, metavar="N", help="so many captions, drawn at random"
+    )
+    parser.add_argument("--images-per-caption", type=_count, default=4, metavar="K")
+    parser.add_argument("--batch-size", type=_count, default=64, metavar="B")
+    add = parser.add_argument
+    add("--steps", type=_count, dest="num_inference_steps", help="default: the model's")
+    add("--guidance-scale", type=_real, metavar="SCALE", help="default: the model's")
+    add("--sampler", type=_name, help="default: the model's")
+    add("--seed", type=_seed, default=0, help="default: 0")
+    add(
+        *("-o", "--output"),
+        type=_name,
+        metavar="DIR",
+        help="a new folder for report.json and the pictures, true beside drawn",
+    )
+    add("--json", action="store_true", help="print JSON")
+    add("--no-progress", action="store_true", help="no progress bar")
+
+
+def _add_shards(commands) -> None:
+    parser = _command(commands, "shards", "Write pictures as TFDS ArrayRecord shards")
+    parser.add_argument(
+        "source", type=_name, metavar="SRC", help="tar shards, or a folder of pictures"
+    )
+    parser.add_argument("destination", type=_name, metavar="DST", help="a new folder")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def _add_cache(commands) -> None:
+    parser = _command(commands, "cache", "Encode a dataset once, for many epochs")
+    add = parser.add_argument
+    add("source", type=_name, metavar="DATA", help="pictures and captions")
+    add("destination", type=_name, metavar="DST", help="a folder, for data.cache")
+    add("-m", "--model", type=_name, default="emoji", metavar="PATH")
+    add("--tokenizer", type=_name, metavar="FOLDER")
+    add("--resolution", type=_count, metavar="PIXELS", help="default: the model's")
+    add("--bucket-step", type=_count, metavar="PIXELS", help="keep aspect ratios")
+    add("--text", action="store_true", help="encode the captions as well")
+    add("--batch-size", type=_count, default=16, metavar="B")
+    add("--no-progress", action="store_true", help="no progress bar")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +313,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=_name,
         metavar="PATH",
-        help="a diffusers folder, a .safetensors or .ckpt file, or an Orbax folder",
+        help="a diffusers folder, a .safetensors or .ckpt file, or an Orbax folder "
+        "(default: emoji, the bundled model)",
     )
     _add_loading(parser)
 
