@@ -10,15 +10,15 @@ r"""The bundled model: emoji of 64×64 pixels from their names.
         --set tokenizer=runs/emoji-tokenizer --workdir runs/emoji
     sdjax convert runs/emoji/model emoji --dtype float16
 
-Data: Noto Emoji, 3,393 pictures with their Unicode names, as tar shards. Left out are 75
-pictures whose combination of subject and skin tone occurs nowhere in the rest; they are
-what `sdjax evaluate` tests on.
+Data: Noto Emoji, 3,393 pictures with their Unicode names, as tar shards. Left out are
+75 whose combination of subject and skin tone occurs nowhere in the rest; they are what
+`sdjax evaluate` tests on.
 
 The size is set by the package: 14.7 million parameters in float16 are 29.5 MB, of which
 the U-Net has 10.7, the autoencoder 2.8 and the text tower 1.2 million, all three from
-scratch. Captions are short, so the U-Net has to know its pictures by heart: it sees
-each about 120 times, some of the captions in a sentence, one in ten not at all.
-Zero terminal SNR, since the colour of the background is part of the picture.
+scratch. Captions are short, so the U-Net has to know its pictures by heart. It reads
+three captions in ten inside a sentence, and one in ten not at all. Zero terminal SNR,
+since the color of the background is part of the picture.
 
 Hardware: two CPU cores, 0.65 s a step when they do nothing else, so 70 minutes. On
 Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment makes that a quarter

@@ -8,54 +8,29 @@ and LPIPS summed over a picture, the posterior's divergence at 1e-6, after 50,00
 a patch discriminator whose weight adapts. Adam at 4.5e-6 for each picture of the batch.
 
 Hardware: eight devices, 6 pictures of 256×256 on each; 70 million parameters,
-and 2.8 million of the discriminator. Another batch: change BATCH, the rate follows.
+and 2.8 million of the discriminator. The rate follows the
+batch.
 
 What to expect: the published one, trained on OpenImages for 442,998 steps, has a PSNR
 of 24.1 dB and an rFID of 0.87 on ImageNet's validation pictures. LPIPS is a file of
 weights that the user has; without it pictures come out softer.
 """
 
-from sdjax.config import ModelConfig
 from sdjax.presets import KL_F16
-from sdjax.training.config import (
-    AutoencoderLossConfig,
-    CheckpointConfig,
-    DataConfig,
-    OptimizerConfig,
-    SampleGridConfig,
-    TrainConfig,
-)
-
-BATCH = 48
+from sdjax.training.config import AutoencoderLossConfig, TrainConfig
+from sdjax.training.recipes import ldm_autoencoder
 
 
 def get_config() -> TrainConfig:
     """The run; `data.path` and LPIPS are the user's."""
-    return TrainConfig(
-        task="autoencoder",
-        model=ModelConfig(vae=KL_F16, text_encoder=None, sample_size=256),
-        data=DataConfig(
-            batch_size=BATCH,
-            resolution=256,
-            crop="random",
-            caption_dropout=0.0,
-            num_workers=8,
-        ),
-        optimizer=OptimizerConfig(
-            learning_rate=4.5e-6 * BATCH,
-            b1=0.5,
-            b2=0.9,
-            weight_decay=0.0,
-            clip_norm=None,
-        ),
-        autoencoder=AutoencoderLossConfig(
+    return ldm_autoencoder(
+        KL_F16,
+        loss=AutoencoderLossConfig(
             reduction="sum",
             kl_weight=1e-6,
             discriminator_weight=0.5,
             discriminator_start=50_001,
         ),
-        samples=SampleGridConfig(every_steps=5000),
-        checkpoints=CheckpointConfig(keep_every_steps=50_000),
-        steps=442_998,
-        ema_decay=None,
+        batch_size=48,
+        steps=5000,
     )

@@ -9,55 +9,30 @@ from the first step on. Adam at 4.5e-6 for each picture of the batch, which is o
 choice.
 
 Hardware: eight devices, 8 pictures of 256×256 on each; 68 million parameters,
-and 0.7 million of the discriminator. Another batch: change BATCH, the rate follows.
+and 0.7 million of the discriminator. The rate follows the
+batch.
 
 What to expect: the published one, trained on OpenImages for 971,043 steps, has a PSNR
 of 23.1 dB and an rFID of 1.14 on ImageNet's validation pictures. LPIPS is a file of
 weights that the user has; without it pictures come out softer.
 """
 
-from sdjax.config import ModelConfig
 from sdjax.presets import VQ_F8
-from sdjax.training.config import (
-    AutoencoderLossConfig,
-    CheckpointConfig,
-    DataConfig,
-    OptimizerConfig,
-    SampleGridConfig,
-    TrainConfig,
-)
-
-BATCH = 64
+from sdjax.training.config import AutoencoderLossConfig, TrainConfig
+from sdjax.training.recipes import ldm_autoencoder
 
 
 def get_config() -> TrainConfig:
     """The run; `data.path` and LPIPS are the user's."""
-    return TrainConfig(
-        task="autoencoder",
-        model=ModelConfig(vae=VQ_F8, text_encoder=None, sample_size=256),
-        data=DataConfig(
-            batch_size=BATCH,
-            resolution=256,
-            crop="random",
-            caption_dropout=0.0,
-            num_workers=8,
-        ),
-        optimizer=OptimizerConfig(
-            learning_rate=4.5e-6 * BATCH,
-            b1=0.5,
-            b2=0.9,
-            weight_decay=0.0,
-            clip_norm=None,
-        ),
-        autoencoder=AutoencoderLossConfig(
+    return ldm_autoencoder(
+        VQ_F8,
+        loss=AutoencoderLossConfig(
             reduction="mean",
             codebook_weight=1.0,
             discriminator_weight=0.6,
             discriminator_start=1,
             discriminator_layers=2,
         ),
-        samples=SampleGridConfig(every_steps=5000),
-        checkpoints=CheckpointConfig(keep_every_steps=50_000),
-        steps=971_043,
-        ema_decay=None,
+        batch_size=64,
+        steps=5000,
     )

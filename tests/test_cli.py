@@ -92,7 +92,6 @@ def assert_error(outcome, message):
     [
         ([], "COMMAND"),
         (["paint"], "paint"),
-        (["generate", "a fox"], "--model"),
         (["generate", "-m", "sd"], "no prompt"),
         (["generate", "a fox", "-m", "missing"], "missing is no model"),
         (["generate", "a fox", "-m", "sd", "--seed", "x"], "--seed"),

@@ -3,10 +3,10 @@
 import numpy as np
 import PIL.Image
 import pytest
+from tiny import tiny_model
 
 from sdjax import evaluation
 from sdjax.evaluation import psnr, ranks, report, ssim
-from tests.tiny import tiny_model
 
 
 def pictures(count, side=64, seed=0):

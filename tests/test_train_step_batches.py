@@ -23,8 +23,8 @@ from sdjax.training.diffusion import (
 )
 
 KEY = jax.random.key(7)
-quick_draw = jax.jit(draw, static_argnums=2)
 QUICKLY = {"xla_backend_optimization_level": 0}
+quick_draw = jax.jit(draw, static_argnums=2, compiler_options=QUICKLY)
 CLASSES = dataclasses.replace(
     SMALL,
     text_encoder=None,
@@ -57,9 +57,9 @@ def test_what_is_drawn_and_from_which_keys():
     t = jax.random.randint(stream(0), (500,), 0, 1000)
     np.testing.assert_array_equal(draws.t, t)
     eps = normal(1, 500, 8, 8, 4) + 0.5 * normal(3, 500, 1, 1, 4)
-    np.testing.assert_allclose(draws.eps, eps, atol=1e-6)
-    np.testing.assert_array_equal(draws.posterior, normal(2, 500, 8, 8, 4))
-    np.testing.assert_array_equal(draws.perturbation, normal(4, 500, 8, 8, 4))
+    np.testing.assert_allclose(draws.eps, eps, atol=1e-5)
+    np.testing.assert_allclose(draws.posterior, normal(2, 500, 8, 8, 4), atol=1e-5)
+    np.testing.assert_allclose(draws.perturbation, normal(4, 500, 8, 8, 4), atol=1e-5)
     # Between channel means the offset's variance is 0.25, the noise's own 1/64.
     means = np.asarray(draws.eps).mean(axis=(1, 2))
     np.testing.assert_allclose(means.var(), 0.25 + 1 / 64, rtol=0.1)
@@ -86,6 +86,7 @@ def loss_of(config, batch, params):
     return float(apply(unet, rest, batch, draws))
 
 
+@pytest.mark.slow
 def test_cached_moments_and_states_give_the_loss_of_pictures_and_tokens():
     config, params, batch = (
         train_config(SMALL),

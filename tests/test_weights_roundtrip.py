@@ -53,6 +53,14 @@ def test_every_dtype(tmp_path, dtype, form):
     assert got.config == SD1
 
 
+@pytest.mark.parametrize("form", ["diffusers", "single-file", "orbax"])
+def test_what_suits_a_model_in_sampling(tmp_path, form):
+    config = dataclasses.replace(SD1, guidance_scale=1.5, num_inference_steps=25)
+    write(tmp_path / "model", config, draw(SD1), form)
+    got = weights.read(tmp_path / "model").config
+    assert (got.guidance_scale, got.num_inference_steps) == (1.5, 25)
+
+
 def test_across_formats(tmp_path):
     params, at = draw(SD1, np.float16), None
     for number, form in enumerate(

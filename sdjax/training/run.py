@@ -164,10 +164,12 @@ def _finish(loop: Loop, workdir: Workdir) -> Path:
 def _write_model(loop: Loop, path: Path) -> None:
     config, params = loop.config, loop.learned()
     if config.task == "autoencoder" and config.init_from is None:
-        batches = itertools.islice(loop.reader, SCALING_BATCHES)
-        arrays = (batch.arrays for batch in batches)
-        factor = measure_scaling_factor(params, arrays, config)
-        vae = with_scaling_factor(config, factor).model.vae
+        vae = config.model.vae
+        if vae.codebook_size is None:  # latents of the others are used as they are
+            batches = itertools.islice(loop.reader, SCALING_BATCHES)
+            arrays = (batch.arrays for batch in batches)
+            factor = measure_scaling_factor(params, arrays, config)
+            vae = with_scaling_factor(config, factor).model.vae
         side = config.data.resolution or config.model.sample_size
         weights.write_autoencoder(path, vae, params["vae"], sample_size=side)
         return
