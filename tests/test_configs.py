@@ -32,7 +32,7 @@ COUNTS = {
         "text_encoder": 340_387_840,
     },
     "emoji_autoencoder": {"vae": 2_827_571},
-    "emoji": {"unet": 10_689_312, "vae": 2_827_571, "text_encoder": 1_240_800},
+    "emoji": {"unet": 10_675_872, "vae": 2_827_571, "text_encoder": 1_240_960},
     "ldm_kl_f4": {"vae": 55_312_063},
     "ldm_kl_f8": {"vae": 83_653_863},
     "ldm_kl_f16": {"vae": 69_610_963},

@@ -81,3 +81,28 @@ def test_the_average_of_a_constant_step_by_step():
         ema = update_ema(ema, {"w": jnp.ones(())}, jnp.int32(n), 0.9)
         missing *= min(0.9, (1 + n) / (10 + n))
         np.testing.assert_allclose(1 - ema["w"], missing, rtol=1e-3, atol=1e-6)
+
+
+def test_muon_turns_kernels_into_orthogonal_steps_and_leaves_the_rest_to_adam():
+    """All singular values of a kernel's step are about equal; its RMS is 0.2 · rate."""
+    config = OptimizerConfig(
+        name="muon", learning_rate=0.01, weight_decay=0.0, clip_norm=None
+    )
+    draw = np.random.default_rng(0).standard_normal
+    grads = {
+        "kernel": jnp.asarray(draw((3, 3, 8, 16)), jnp.float32),
+        "embedding": jnp.asarray(draw((5, 4)), jnp.float32),
+    }
+    params = jax.tree.map(jnp.ones_like, grads)
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    kernel = np.asarray(updates["kernel"]).reshape(72, 16)
+    values = np.linalg.svd(kernel, compute_uv=False)
+    assert values.max() / values.min() < 2  # that of the gradient itself is above 2.5
+    assert np.sqrt(np.square(kernel).mean()) == pytest.approx(0.2 * 0.01, rel=0.3)
+    # It goes down: against the gradient.
+    assert np.vdot(kernel, np.asarray(grads["kernel"]).reshape(72, 16)) < 0
+    # Adam's first step with Nesterov's momentum (Dozat 2016): β1(1 − β1)/(1 − β1²) + 1.
+    signs = -0.01 * np.sign(np.asarray(grads["embedding"]))
+    expected = signs * (0.9 * 0.1 / 0.19 + 1)
+    np.testing.assert_allclose(updates["embedding"], expected, rtol=1e-4)

@@ -58,7 +58,8 @@ class OptimizerConfig:
 
     Attributes:
         name: "muon" (Jordan et al. 2024) turns the momentum of every kernel into the
-            nearest orthogonal matrix, and leaves the rest to AdamW: fewer steps.
+            nearest orthogonal matrix, and leaves the rest to AdamW with Nesterov's
+            momentum: fewer steps.
         learning_rate: after the warm-up.
         schedule: what becomes of it from there to the last step: "linear" and
             "cosine" fall to `final_share` of it.
