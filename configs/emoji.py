@@ -23,7 +23,8 @@ since the color of the background is part of the picture.
 Hardware: two CPU cores; 0.4 to 1.2 s a step, an hour in all. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment makes a step a quarter faster.
 
-What to expect: what the README says of the bundled model, which is this recipe's.
+What to expect: about what the README says of the bundled model. That one was trained in
+two parts, the last 170 steps with all of TEMPLATES, before this file was settled.
 """
 
 from sdjax.config import (
